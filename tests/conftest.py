@@ -1,4 +1,4 @@
-"""The guards: no silent promotion of types or ranks, no NaN unseen, in single and double precision."""
+"""The guards: no silent promotion of types or ranks, no NaN unseen, in both precisions."""
 
 from collections.abc import Iterator
 

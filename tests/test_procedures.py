@@ -25,7 +25,8 @@ family = pytest.mark.parametrize("procedure", FAMILY.values(), ids=FAMILY.keys()
 def test_cdf_rises_from_0_to_1_in_the_type_it_was_given(procedure, precision):
     law = procedure.cdf(jnp.linspace(0, 1, 101, dtype=precision))
     assert law.dtype == precision
-    assert law[0] == 0 and law[-1] == 1
+    assert law[0] == 0
+    assert law[-1] == 1
     assert jnp.all(jnp.diff(law) >= 0)
 
 
@@ -40,7 +41,9 @@ def test_density_is_the_derivative_of_the_cdf_even_at_the_ends(procedure, precis
 def test_selection_reproduces_the_law_on_uniform_samples(procedure, precision):
     n = 80
     weights = procedure.selection(n)
-    assert weights.shape == (n,) and weights.dtype == precision and jnp.all(weights >= 0)
+    assert weights.shape == (n,)
+    assert weights.dtype == precision
+    assert jnp.all(weights >= 0)
     np.testing.assert_allclose(weights.sum(), 1, rtol=1e-6)
     # The i-th smallest of n uniform numbers has mean i/(n+1); the served law's is 1 − ∫G.
     nodes, quadrature = np.polynomial.legendre.leggauss(64)
