@@ -23,6 +23,7 @@ MATHEMATICS = {
     "transformations",
     "frontier",
     "quadrature",
+    "shooting",
     "calibration",
     "evaluation",
     "notation",

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from sources import PACKAGE, ROOT, tracked_texts
 
+from infalign_jax import __version__
+
 
 @pytest.mark.slow
 def test_the_wheel_holds_the_whole_package(tmp_path: Path) -> None:
@@ -27,3 +29,8 @@ def test_the_wheel_holds_the_whole_package(tmp_path: Path) -> None:
     package = {path for path in tracked_texts() if path.startswith(PACKAGE + "/")}
     assert package - held == set()
     assert {name.split("/")[0].split("-")[0] for name in held} == {PACKAGE}
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {__version__}\n" in citation
