@@ -44,10 +44,10 @@ def test_rows_of_one_prompt_share_its_number_and_prompts_alone_get_the_same():
 
 
 def test_a_row_dropped_for_its_response_does_not_renumber_the_prompts():
-    pairs = [Pair("a", "aaaa", "a"), Pair("aa", "a", "aa")]
+    pairs = [Pair("a", "aaaa", "a"), Pair("aa", "a", "aaaa"), Pair("aaa", "a", "aa")]
     rows, counts = encode(pairs, TOKENIZER, 4, 4, long_responses="drop")
-    assert rows.prompts.index.tolist() == [1]
-    assert (counts["long_response_rows"], counts["kept"]) == (1, 1)
+    assert rows.prompts.index.tolist() == [2]
+    assert (counts["long_response_rows"], counts["kept"]) == (2, 1)
 
 
 def test_a_prompt_fits_with_its_beginning_and_a_response_with_its_end():

@@ -128,9 +128,9 @@ def test_splits_share_no_prompt_and_lose_none():
 
 
 def test_splits_have_the_sizes_asked_for():
-    config = HHConfig(validation_fraction=0.2, test_fraction=0.1, judge_fraction=0.25)
+    config = HHConfig(validation_fraction=0.2, test_fraction=0.3, judge_fraction=0.2)
     sizes = {name: len(part) for name, part in split(talks(20_000), config).items()}
-    expected = {"train": 10_500, "validation": 4_000, "test": 2_000, "judge": 3_500}
+    expected = {"train": 8_000, "validation": 4_000, "test": 6_000, "judge": 2_000}
     assert sizes.keys() == expected.keys()
     assert all(abs(sizes[name] - size) < 300 for name, size in expected.items())
 
