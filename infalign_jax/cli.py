@@ -1,0 +1,171 @@
+"""The command `infalign`. Whatever is heavy is imported by the command that needs it."""
+
+import argparse
+import difflib
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from infalign_jax import __version__
+
+RUN = """\
+Run an experiment: from preference pairs to an aligned policy and its report. Finished stages
+found in the output directory are reused, and a run that was stopped goes on where it was.
+
+example:
+  infalign run experiments/quickstart.py --set model.width=128 --out runs/wide --seed 1
+"""
+REPORT = """\
+Draw the report of a run again from its stored results.
+
+example:
+  infalign report runs/quickstart
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """One that says in one line what is wrong, without its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code; `arguments` default to the process's own.
+
+    0: done; 2: a mistake that one line on standard error explains; 130 and 143: stopped by Ctrl-C
+    or SIGTERM, to be continued by the same command. `--help` and `--version` raise SystemExit.
+
+    >>> main(["rum", "experiments/quickstart.py"])
+    2
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        options = _read(arguments)
+        if options.command == "run":
+            _run(options)
+        else:
+            _report(options)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if "--traceback" in arguments:
+            traceback.print_exc()
+        print(f"infalign: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        command = shlex.join(["infalign", *arguments])
+        print(f"infalign: stopped; to continue, run again: {command}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="infalign",
+        description="Align a language model for the way it is decoded (InfAlign).",
+        epilog="example:\n  infalign run experiments/quickstart.py",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"infalign {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    run = _command(commands, "run", "run an experiment", RUN)
+    run.add_argument("experiment", metavar="EXPERIMENT", type=Path, help="its Python file")
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field, such as model.width=128; may be repeated",
+    )
+    run.add_argument("--out", type=Path, help="output directory (default: runs/EXPERIMENT)")
+    run.add_argument("--stage", help="go no further than this stage")
+    run.add_argument("--seed", help="the same as --set seed=SEED")
+    report = _command(commands, "report", "draw the report of a run again", REPORT)
+    report.add_argument("directory", metavar="DIR", type=Path, help="the run's output directory")
+    return parser
+
+
+def _command(
+    commands: "argparse._SubParsersAction[_Parser]",
+    name: str,
+    brief: str,
+    text: str,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=brief,
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument(
+        "--traceback", action="store_true", help="show where in the program an error arose"
+    )
+    return command
+
+
+def _read(arguments: list[str]) -> argparse.Namespace:
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        positional = {"command", "experiment", "directory"}
+        names = [f"--{name}" for name in vars(options).keys() - positional]
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"see infalign {options.command} --help"
+        raise ValueError(
+            f"expected an option of infalign {options.command}, got {unknown[0]}; {hint}"
+        )
+    return options
+
+
+def _run(options: argparse.Namespace) -> None:
+    from infalign_jax import config
+
+    seed = [] if options.seed is None else [f"seed={options.seed}"]
+    experiment = config.override(config.load(options.experiment), [*options.set, *seed])
+    _keep_compiled_programs()
+    from infalign_jax import pipeline
+
+    pipeline.run(experiment, options.out or Path("runs", options.experiment.stem), options.stage)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from infalign_jax import report
+
+    print(report.draw(options.directory))
+
+
+def _keep_compiled_programs() -> None:
+    """Lets JAX keep what it compiles, in the user's cache unless the environment says where."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(_cache_directory()))
+
+
+def _cache_directory() -> Path:
+    home = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return Path(os.environ.get("XDG_CACHE_HOME") or home, "infalign-jax", "compiled")
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno and error.strerror:
+        place = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{place}; put it right and run the same command again"
+    return " ".join(str(error).split()) or type(error).__name__
