@@ -221,7 +221,7 @@ def _bisect(falling: Callable[[Array], Array], target: Array, low: Array, high: 
         far = falling(jnp.exp(middle)) > target
         return jnp.where(far, middle, below), jnp.where(far, above, middle)
 
-    steps = 50 if target.dtype == jnp.float64 else 28
+    steps = 42 if target.dtype == jnp.float64 else 26
     below, above = jax.lax.fori_loop(0, steps, halve, (jnp.log(low), jnp.log(high)))
     return jnp.exp((below + above) / 2)
 

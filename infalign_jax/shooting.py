@@ -41,6 +41,7 @@ def solve(procedure: Procedure, beta: Array, reference: Procedure) -> jax.tree_u
     Fewer than four solutions repeat. β is float[].
 
     >>> from infalign_jax import procedures
+    >>> solve = jax.jit(solve, static_argnums=(0, 2))
     >>> found = solve(procedures.standard(), jnp.array(1.0), procedures.standard())
     >>> first = jax.tree.map(lambda leaf: leaf[0], found)
     >>> round(float(first(jnp.array(0.3))), 4)  # R(u) = u
