@@ -1,6 +1,7 @@
 """What is stored comes back as it went in, or is refused with the reason, and runs no code."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -73,6 +74,30 @@ def test_optimiser_state_comes_back_with_its_types(tmp_path: Path, precision: jn
     assert_same(tree, kept)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree))
     assert info == {"seen": 3}
+
+
+SHARDED = """
+import sys
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from infalign_jax.runtime import checkpoint
+mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+place = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
+whole = np.arange(64.0, dtype=np.float32).reshape(8, 8)
+tree = {"w": jax.device_put(whole, place("fsdp", "tensor"))}
+checkpoint.save(sys.argv[1], tree, digest="d", info={})
+like = {"w": jax.ShapeDtypeStruct((8, 8), np.float32, sharding=place("tensor", None))}
+w = checkpoint.load(sys.argv[1], like, digest="d")[0]["w"]
+assert w.sharding == like["w"].sharding and (np.asarray(w) == whole).all()
+"""
+
+
+def test_arrays_move_to_other_devices(tmp_path: Path) -> None:
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-c", SHARDED, str(tmp_path / "sft")]
+    subprocess.run(command, check=True, env=os.environ | flags)
+    whole = {"w": np.arange(64.0, dtype=np.float32).reshape(8, 8)}
+    assert_same(load(tmp_path / "sft", shapes_of(whole), digest="d")[0], whole)
 
 
 def test_numpy_tables_keep_their_precision(tmp_path: Path) -> None:
@@ -235,7 +260,10 @@ def test_digest_sees_every_part() -> None:
         (Config(rates=(0.1, 0.3)),),
         (table,),
         (table.reshape(2, 3),),
-        (table.astype(np.float32),),
+        (np.zeros(2, np.float32),),
+        (np.zeros(2, np.int32),),
+        (b"a", b"b"),
+        (b"abytesb",),
         (np.float64(1.0),),
     ]
     assert len({digest(*each) for each in parts}) == len(parts)

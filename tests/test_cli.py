@@ -171,9 +171,12 @@ def test_a_signal_stops_a_real_run(calls: Calls, number: signal.Signals, code: i
 
 
 def test_the_handler_of_the_caller_comes_back(calls: Calls) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    cli.main(["run", "toy.py"])
-    assert signal.getsignal(signal.SIGTERM) is before
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        cli.main(["run", "toy.py"])
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["report", "--help"]])
