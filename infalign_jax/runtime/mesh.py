@@ -1,0 +1,126 @@
+"""Devices as a mesh, and where arrays lie on it.
+
+Batches are divided over the axes `data` and `fsdp`; parameters and optimiser states over `fsdp`
+(their width) and `tensor` (heads, MLP, vocabulary), by the logical names they carry.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+RULES = (
+    ("vocab", "tensor"),
+    ("width", "fsdp"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("layers", None),
+)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; `data = 0` takes all that the other axes leave.
+
+    >>> MeshConfig(fsdp=2).data
+    0
+    """
+
+    data: int = 0
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        if self.data < 0 or self.fsdp < 1 or self.tensor < 1:
+            raise ValueError(
+                f"mesh: expected data >= 0, fsdp >= 1, tensor >= 1, got {self.data}, "
+                f"{self.fsdp}, {self.tensor}; data=0 takes the devices that are left"
+            )
+
+
+def make(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh of a configuration over `devices` (default: all of them).
+
+    Raises ValueError where the sizes do not multiply to the number of devices.
+
+    >>> make(MeshConfig(), jax.devices()[:1]).shape
+    OrderedDict({'data': 1, 'fsdp': 1, 'tensor': 1})
+    """
+    devices = jax.devices() if devices is None else devices
+    data = config.data or max(len(devices) // (config.fsdp * config.tensor), 1)
+    sizes = (data, config.fsdp, config.tensor)
+    if data * config.fsdp * config.tensor != len(devices):
+        raise ValueError(
+            f"mesh: expected sizes whose product is the {len(devices)} devices there are, got "
+            f"data={data}, fsdp={config.fsdp}, tensor={config.tensor}; set mesh.* to divisors"
+        )
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """First axis over `data` and `fsdp`, the rest whole.
+
+    >>> batch_sharding(make(MeshConfig(), jax.devices()[:1])).spec
+    PartitionSpec(('data', 'fsdp'),)
+    """
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device.
+
+    >>> replicated(make(MeshConfig(), jax.devices()[:1])).spec
+    PartitionSpec()
+    """
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def shardings(mesh: Mesh, boxed: Any) -> Any:
+    """Shardings of a pytree whose leaves are boxed with logical axis names (or not boxed).
+
+    Raises ValueError where an axis of the mesh does not divide the array's.
+
+    >>> mesh = make(MeshConfig(), jax.devices()[:1])
+    >>> shardings(mesh, {"step": jax.ShapeDtypeStruct((), "int32")})["step"].spec
+    PartitionSpec()
+    """
+    specs = nn.get_partition_spec(boxed)
+    found = nn.logical_to_mesh_sharding(specs, mesh, RULES)
+    jax.tree.map(_check_divides, nn.unbox(boxed), found)
+    return found
+
+
+def _check_divides(leaf: Any, sharding: NamedSharding) -> None:
+    for size, axis in zip(leaf.shape, sharding.spec, strict=False):
+        if axis is not None and size % sharding.mesh.shape[axis]:
+            raise ValueError(
+                f"mesh: expected {axis} to divide the model's sizes, got {axis}="
+                f"{sharding.mesh.shape[axis]} for an axis of {size}; lower mesh.{axis}"
+            )
+
+
+def check_batch(name: str, size: int, mesh: Mesh) -> None:
+    """Raises ValueError where the mesh does not divide a batch of `size`.
+
+    >>> check_batch("sft.batch_size", 8, make(MeshConfig(), jax.devices()[:1]))
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if size % parts:
+        raise ValueError(
+            f"{name}: expected a multiple of data × fsdp = {parts}, got {size}; "
+            f"use {max(size // parts, 1) * parts}"
+        )
+
+
+def put_batch(tree: Any, mesh: Mesh) -> Any:
+    """A pytree of host arrays, laid over the mesh along their first axis.
+
+    >>> import numpy as np
+    >>> put_batch(np.zeros((4, 2)), make(MeshConfig(), jax.devices()[:1])).shape
+    (4, 2)
+    """
+    return jax.device_put(tree, batch_sharding(mesh))

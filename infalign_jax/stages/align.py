@@ -1,0 +1,153 @@
+"""The stage `align`: for each Φ and β, the KL-regularised RL of section 3 of the README."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infalign_jax import calibration, frontier, learner, notation, training
+from infalign_jax.batches import Array, Prompts, Rollouts
+from infalign_jax.data import minibatches
+from infalign_jax.experiment import PolicyConfig
+from infalign_jax.lm import transformer
+from infalign_jax.runtime import checkpoint
+from infalign_jax.runtime import mesh as meshes
+from infalign_jax.stages.language import Model
+from infalign_jax.stages.reference import (
+    Reference,
+    make_log_probs,
+    make_reward,
+    make_sample,
+)
+from infalign_jax.stages.run import Params, Prepare, Run, abstract, fit, put, stored
+from infalign_jax.transformations import Transformation
+
+
+class Target(NamedTuple):
+    """What a policy is trained for: Φ, its β, and log Z at that β.
+
+    >>> Target._fields
+    ('transformation', 'beta', 'log_partition', 'kl')
+    """
+
+    transformation: Transformation
+    beta: float
+    log_partition: float
+    kl: float  # of the optimum, in nats
+
+
+def target(policy: PolicyConfig) -> Target:
+    """Φ with its β: the one given, or the one whose optimum has the KL asked for.
+
+    >>> round(target(PolicyConfig("log", kl=0.6362943611)).beta, 3)
+    0.333
+    """
+    name = policy.transformation
+    beta = policy.beta if policy.beta is not None else float(notation.beta_for_kl(name, policy.kl))
+    phi = notation.transformation(name, beta)
+    kl, _ = frontier.curve(phi, notation.procedure("standard"), beta)
+    return Target(phi, beta, float(frontier.log_partition(phi, beta)), float(kl))
+
+
+def align(
+    run: Run, policy: PolicyConfig, start: Model, sft: Model, scorer: Model, reference: Reference
+) -> Model:
+    """One aligned policy. Its info has `beta` and `target_kl` beside what `fit` measures.
+
+    >>> align.__name__
+    'align'
+    """
+    options, experiment = run.experiment.align, run.experiment
+    digest = checkpoint.digest("align", start.digest, reference.digest, options, policy)
+    layout = meshes.shardings(run.mesh, run.boxed)
+    meshes.check_batch("align.batch_size", options.batch_size, run.mesh)
+    goal = target(policy)
+    transform = training.optimiser(options.optimiser, options.steps)
+
+    def make() -> tuple[Params, dict[str, Any]]:
+        state = training.initial_state(run.mesh, run.boxed, start.params, transform)
+        update = training.make_update(loss_of(run, goal), transform, run.mesh, run.boxed)
+        rows = np.arange(len(reference.rewards))
+        size = min(options.batch_size, len(rows))
+        batches = minibatches(rows, size, experiment.seed * 10 + 4)
+        if options.solver == "regression":
+            prepare = stored_rows(run, goal, reference)
+        else:
+            prepare = fresh_rows(run, goal, sft, scorer, reference)
+        tokens = size * options.responses * experiment.sampling.length
+        params, info = fit(
+            run, "align", digest, state, update, batches, options.steps, tokens, prepare, policy.name
+        )
+        return params, info | {"beta": goal.beta, "target_kl": goal.kl}
+
+    params, info = stored(run, "align", digest, abstract(run.boxed, layout), make)
+    return Model(params, digest, info)
+
+
+def loss_of(run: Run, goal: Target) -> training.Loss:
+    """The learner's loss for this target, by the solver and baseline of the configuration.
+
+    >>> loss_of.__name__
+    'loss_of'
+    """
+    options = run.experiment.align
+    log_probs = partial(transformer.log_probs, run.experiment.model)
+    if options.solver == "regression":
+        return learner.regression(log_probs, goal.beta, goal.log_partition)
+    return learner.policy_gradient(log_probs, goal.beta, goal.log_partition, options.baseline)
+
+
+def fresh_rows(
+    run: Run, goal: Target, sft: Model, scorer: Model, reference: Reference
+) -> Prepare:
+    """On-policy batches: prompts -> rollouts -> rewards -> quantiles -> Φ.
+
+    >>> fresh_rows.__name__
+    'fresh_rows'
+    """
+    sample = make_sample(run, run.experiment.align.responses)
+    score, log_probs = make_reward(run), make_log_probs(run)
+    batch = meshes.batch_sharding(run.mesh)
+
+    @partial(jax.jit, in_shardings=batch, out_shardings=batch)
+    def assemble(rollouts: Rollouts, rewards: Array, ranked: Array, log_ref: Array) -> Any:
+        quantiles = calibration.calibrate(rewards, ranked)
+        return learner.Batch(rollouts, goal.transformation(quantiles), log_ref, quantiles, rewards)
+
+    def prepare(params: Params, rows: np.ndarray, step: int) -> learner.Batch:
+        prompts: Prompts = put(run, jax.tree.map(lambda leaf: leaf[rows], reference.prompts))
+        rollouts = sample(params, prompts, run.key(6, step))
+        rewards = score(scorer.params, prompts, rollouts.responses)
+        log_ref = log_probs(sft.params, prompts, rollouts.responses)
+        return assemble(rollouts, rewards, put(run, reference.sorted_rewards[rows]), log_ref)
+
+    return prepare
+
+
+def stored_rows(run: Run, goal: Target, reference: Reference) -> Prepare:
+    """Offline batches: some of the stored reference responses, with their own ranks.
+
+    >>> stored_rows.__name__
+    'stored_rows'
+    """
+    k, count = reference.rewards.shape[1], run.experiment.align.responses
+    rewards = np.asarray(jax.jit(goal.transformation)(jnp.asarray(reference.quantiles)))
+
+    def prepare(params: Params, rows: np.ndarray, step: int) -> learner.Batch:
+        rng = np.random.default_rng([run.experiment.seed, 5, step])
+        picked = rng.permuted(np.tile(np.arange(k), (len(rows), 1)), axis=1)[:, :count]
+        at = rows[:, None], picked
+        prompts = jax.tree.map(lambda leaf: leaf[rows], reference.prompts)
+        responses = jax.tree.map(lambda leaf: leaf[at], reference.responses)
+        log_ref = reference.log_probs[at]
+        rollouts = Rollouts(prompts, responses, log_ref)
+        return put(
+            run,
+            learner.Batch(
+                rollouts, rewards[at], log_ref, reference.quantiles[at], reference.rewards[at]
+            ),
+        )
+
+    return prepare

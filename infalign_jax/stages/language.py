@@ -1,0 +1,184 @@
+"""The stages that train on text: `sft`, `reward` and `judge`, and `foresight`."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infalign_jax import foresight, reward, training
+from infalign_jax.batches import Array, Preferences, Responses
+from infalign_jax.data import minibatches
+from infalign_jax.experiment import FitConfig
+from infalign_jax.lm import transformer
+from infalign_jax.runtime import checkpoint
+from infalign_jax.runtime import mesh as meshes
+from infalign_jax.stages.reference import Reference
+from infalign_jax.stages.run import Params, Run, abstract, fit, stored
+from infalign_jax.stages.text import Text
+
+
+class Model(NamedTuple):
+    """Trained parameters on the mesh, the digest of all they depend on, and what was measured.
+
+    >>> Model._fields
+    ('params', 'digest', 'info')
+    """
+
+    params: Params
+    digest: str
+    info: dict[str, Any]
+
+
+def sft_loss(config: Any, params: Params, batch: Preferences) -> tuple[Array, dict[str, Array]]:
+    """−log π(chosen | prompt), averaged over tokens; `nats` is its mean over responses.
+
+    >>> sft_loss.__name__
+    'sft_loss'
+    """
+    tokens, mask = batch.responses.tokens[:, :1], batch.responses.mask[:, :1]
+    log_probs = transformer.log_probs(config, params, batch.prompts, Responses(tokens, mask))
+    return -log_probs.sum() / mask.sum(dtype=jnp.float32), {"nats": -log_probs.mean()}
+
+
+def sft(run: Run, text: Text) -> Model:
+    """The reference policy π_ref: the transformer trained on the chosen responses.
+
+    >>> sft.__name__
+    'sft'
+    """
+    experiment, config = run.experiment, run.experiment.model
+    digest = checkpoint.digest("sft", text.digest, config, experiment.sft, experiment.seed)
+    loss = partial(sft_loss, config)
+
+    def start() -> Params:
+        return jax.jit(lambda key: transformer.initial_params(config, key))(run.key(0))
+
+    return _supervised(run, "sft", digest, run.boxed, start, loss, experiment.sft, text, "train")
+
+
+def reward_model(run: Run, text: Text, reference: Model, judge: bool) -> Model:
+    """The training reward, or the judge: the same model on another split with another seed.
+
+    The judge starts from a trunk of its own random draw, so that what it shares with the training
+    reward is the task alone.
+
+    >>> reward_model.__name__
+    'reward_model'
+    """
+    experiment, config = run.experiment, run.experiment.model
+    stage = "judge" if judge else "reward"
+    split = "judge" if judge else "train"
+    digest = checkpoint.digest(
+        stage, reference.digest, config, experiment.reward, experiment.seed + judge
+    )
+    loss = partial(reward.loss, config)
+    boxed = reward.with_head(config, run.boxed)
+
+    def start() -> Params:
+        return reward.with_head(config, reference.params)
+
+    model = _supervised(
+        run, stage, digest, boxed, start, loss, experiment.reward, text, split, offset=1 + judge
+    )
+    return model._replace(info=model.info | held_out_accuracy(run, model.params, text))
+
+
+def held_out_accuracy(run: Run, params: Params, text: Text) -> dict[str, float]:
+    """Accuracy on the pairs of validation and test, its standard error, and a length-only baseline.
+
+    >>> held_out_accuracy.__name__
+    'held_out_accuracy'
+    """
+    score = jax.jit(partial(reward.rewards, run.experiment.model))
+    right, longer = [], []
+    for split in ("validation", "test"):
+        rows = text.rows[split]
+        for begin in range(0, len(rows.prompts.index), 64):
+            part = jax.tree.map(lambda leaf: leaf[begin : begin + 64], rows)  # noqa: B023
+            values = np.asarray(score(params, part.prompts, part.responses))
+            lengths = part.responses.mask.sum(axis=-1)
+            right.append(np.asarray(reward.correct(jnp.asarray(values[:, 0] - values[:, 1]))))
+            longer.append((np.sign(lengths[:, 0] - lengths[:, 1]) + 1) / 2)
+    correct, by_length = np.concatenate(right), np.concatenate(longer)
+    return {
+        "accuracy": float(correct.mean()),
+        "standard_error": float(correct.std(ddof=1) / len(correct) ** 0.5),
+        "pairs": len(correct),
+        "length_only_accuracy": float(by_length.mean()),
+    }
+
+
+def _supervised(
+    run: Run, stage: str, digest: str, boxed: Params, start: Any, loss: training.Loss,
+    config: FitConfig, text: Text, split: str, offset: int = 0,
+) -> Model:  # fmt: skip
+    meshes.check_batch(f"{stage}.batch_size", config.batch_size, run.mesh)
+    transform = training.optimiser(config.optimiser, config.steps)
+    layout = meshes.shardings(run.mesh, boxed)
+
+    def make() -> tuple[Params, dict[str, Any]]:
+        rows = text.rows[split]
+        state = training.initial_state(run.mesh, boxed, start(), transform)
+        update = training.make_update(loss, transform, run.mesh, boxed)
+        batches = minibatches(rows, config.batch_size, run.experiment.seed * 10 + offset)
+        tokens = config.batch_size * (1 + (stage != "sft")) * rows.responses.tokens.shape[-1]
+        return fit(run, stage, digest, state, update, batches, config.steps, tokens)
+
+    params, info = stored(run, stage, digest, abstract(boxed, layout), make)
+    return Model(params, digest, info)
+
+
+def anticipate(run: Run, text: Text, policy: Model, reference: Reference) -> Model:
+    """The stage `foresight`: the policy's trunk, which has learnt to foresee the quantile.
+
+    With `foresight.steps = 0` the reference policy itself.
+
+    >>> anticipate.__name__
+    'anticipate'
+    """
+    experiment, config, options = run.experiment, run.experiment.model, run.experiment.foresight
+    if options.steps == 0:
+        return policy
+    digest = checkpoint.digest("foresight", reference.digest, options, experiment.seed)
+    boxed = foresight.with_head(config, run.boxed)
+    layout = meshes.shardings(run.mesh, boxed)
+    loss = partial(foresight.loss, config, options.hold, policy.params)
+    transform = training.optimiser(options.optimiser, options.steps)
+    meshes.check_batch("foresight.batch_size", options.batch_size, run.mesh)
+
+    def make() -> tuple[Params, dict[str, Any]]:
+        start = foresight.with_head(config, policy.params)
+        state = training.initial_state(run.mesh, boxed, start, transform)
+        update = training.make_update(loss, transform, run.mesh, boxed)
+        rows = np.arange(len(reference.rewards))
+        batches = minibatches(rows, min(options.batch_size, len(rows)), experiment.seed * 10 + 3)
+        tokens = options.batch_size * options.responses * experiment.sampling.length
+        return fit(
+            run, "foresight", digest, state, update, batches, options.steps, tokens,
+            lambda _, rows, step: stored_batch(run, reference, rows, step, options.responses),
+        )  # fmt: skip
+
+    params, info = stored(run, "foresight", digest, abstract(boxed, layout), make)
+    return Model(params["trunk"], digest, info)
+
+
+def stored_batch(
+    run: Run, reference: Reference, rows: np.ndarray, step: int, responses: int
+) -> foresight.Batch:
+    """Some stored responses of some prompts, with their quantiles, on the mesh; fixed by (seed, step).
+
+    >>> stored_batch.__name__
+    'stored_batch'
+    """
+    k = reference.rewards.shape[1]
+    rng = np.random.default_rng([run.experiment.seed, 4, step])
+    picked = rng.permuted(np.tile(np.arange(k), (len(rows), 1)), axis=1)[:, :responses]
+    at = rows[:, None], picked
+    batch = foresight.Batch(
+        jax.tree.map(lambda leaf: leaf[rows], reference.prompts),
+        Responses(reference.responses.tokens[at], reference.responses.mask[at]),
+        reference.quantiles[at],
+    )
+    return meshes.put_batch(batch, run.mesh)

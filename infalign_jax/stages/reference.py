@@ -1,0 +1,160 @@
+"""The stage `calibrate`: the reference policy's responses, scored, ranked once and stored."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infalign_jax import calibration, reward, sampling
+from infalign_jax.batches import Array, Prompts, Responses, Rollouts
+from infalign_jax.lm import transformer
+from infalign_jax.runtime import checkpoint
+from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime.metrics import phase
+from infalign_jax.stages.run import Params, Run, put, stored
+
+EMPTY = jax.ShapeDtypeStruct
+
+
+class Reference(NamedTuple):
+    """K responses of π_ref to each of n prompts, as NumPy arrays, with what they are worth.
+
+    >>> Reference._fields[:3]
+    ('prompts', 'responses', 'log_probs')
+    """
+
+    prompts: Prompts  # B = n
+    responses: Responses  # [n, K, T]
+    log_probs: np.ndarray  # float32[n, K], log π_ref(y | x)
+    rewards: np.ndarray  # float32[n, K], by the training reward
+    sorted_rewards: np.ndarray  # float32[n, K], ascending: what new responses are ranked among
+    quantiles: np.ndarray  # float32[n, K], leave-one-out
+    digest: str
+    info: dict[str, Any]
+
+
+Sample = Callable[[Params, Prompts, Array], Rollouts]
+Score = Callable[[Params, Prompts, Responses], Array]
+
+
+def make_sample(run: Run, responses: int) -> Sample:
+    """The jitted, sharded sampler: (params, prompts, key) -> rollouts [B, `responses`].
+
+    >>> make_sample.__name__
+    'make_sample'
+    """
+    batch, whole = meshes.batch_sharding(run.mesh), meshes.replicated(run.mesh)
+    config, law = run.experiment.model, run.experiment.sampling
+
+    def sample(params: Params, prompts: Prompts, key: Array) -> Rollouts:
+        return sampling.sample(config, law, params, prompts, key, responses)
+
+    layout = meshes.shardings(run.mesh, run.boxed)
+    return jax.jit(sample, in_shardings=(layout, batch, whole), out_shardings=batch)
+
+
+def make_reward(run: Run) -> Score:
+    """The jitted, sharded scorer: (reward params, prompts, responses) -> rewards [B, K].
+
+    >>> make_reward.__name__
+    'make_reward'
+    """
+    config = run.experiment.model
+    layout = meshes.shardings(run.mesh, reward.with_head(config, run.boxed))
+    return _batched(run, partial(reward.rewards, config), layout)
+
+
+def make_log_probs(run: Run) -> Score:
+    """The jitted, sharded (params, prompts, responses) -> log π(y | x) [B, K].
+
+    >>> make_log_probs.__name__
+    'make_log_probs'
+    """
+    layout = meshes.shardings(run.mesh, run.boxed)
+    return _batched(run, partial(transformer.log_probs, run.experiment.model), layout)
+
+
+def _batched(run: Run, function: Score, layout: Any) -> Score:
+    batch = meshes.batch_sharding(run.mesh)
+    return jax.jit(function, in_shardings=(layout, batch, batch), out_shardings=batch)
+
+
+def in_chunks(
+    run: Run, what: str, prompts: Prompts, chunk: int, function: Callable[[Prompts], Any]
+) -> Any:
+    """A function of prompts, chunk by chunk: NumPy results joined along their first axis.
+
+    The last chunk is filled up with repeated prompts, so that nothing recompiles.
+
+    >>> in_chunks.__name__
+    'in_chunks'
+    """
+    total = len(prompts.index)
+    meshes.check_batch(f"{what} chunk", chunk, run.mesh)
+    parts = []
+    with phase(what, total) as advance:
+        for begin in range(0, total, chunk):
+            index = np.minimum(np.arange(begin, begin + chunk), total - 1)
+            part = put(run, jax.tree.map(lambda leaf: leaf[index], prompts))  # noqa: B023
+            parts.append(jax.device_get(function(part)))
+            advance(min(begin + chunk, total))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:total], *parts)
+
+
+def calibrate(run: Run, prompts: Prompts, policy: Any, scorer: Any) -> Reference:
+    """K responses of π_ref for each training prompt: drawn, scored and ranked, once.
+
+    Raises FloatingPointError where the reward is not finite.
+
+    >>> calibrate.__name__
+    'calibrate'
+    """
+    options, length = run.experiment.calibrate, run.experiment.sampling.length
+    n, k = len(prompts.index), options.responses
+    digest = checkpoint.digest(
+        "calibrate", policy.digest, scorer.digest, options, n, run.experiment.seed
+    )
+    sample, score = make_sample(run, k), make_reward(run)
+
+    def chunk(part: Prompts) -> Any:
+        rollouts = sample(policy.params, part, run.key(5))
+        return rollouts.responses, rollouts.log_probs, score(scorer.params, part, rollouts.responses)
+
+    def make() -> tuple[Any, dict[str, Any]]:
+        responses, log_probs, rewards = in_chunks(run, "calibrate", prompts, options.chunk, chunk)
+        check_finite(rewards, "calibrate")
+        order = np.sort(rewards, axis=1)
+        own = jax.jit(partial(calibration.calibrate, leave_one_out=True))(rewards, order)
+        tree = {
+            "tokens": responses.tokens, "mask": responses.mask, "log_probs": log_probs,
+            "rewards": rewards, "sorted": order, "quantiles": np.asarray(own),
+        }  # fmt: skip
+        return tree, {"tokens": int(responses.mask.sum())}
+
+    like = {"tokens": EMPTY((n, k, length), jnp.int32), "mask": EMPTY((n, k, length), bool)}
+    floats = ("log_probs", "rewards", "sorted", "quantiles")
+    like |= {name: EMPTY((n, k), jnp.float32) for name in floats}
+    tree, info = stored(run, "calibrate", digest, like, make)
+    return Reference(
+        prompts, Responses(tree["tokens"], tree["mask"]), tree["log_probs"], tree["rewards"],
+        tree["sorted"], tree["quantiles"], digest, info,
+    )  # fmt: skip
+
+
+def check_finite(rewards: np.ndarray, where: str) -> None:
+    """Raises FloatingPointError where a reward is not finite.
+
+    >>> check_finite(np.array([[1.0, np.inf]]), "calibrate")
+    Traceback (most recent call last):
+    FloatingPointError: calibrate: expected finite rewards, got inf at prompt 0, response 1; \
+train the reward model at a lower learning rate
+    """
+    if not np.isfinite(rewards).all():
+        prompt, response = np.argwhere(~np.isfinite(rewards))[0]
+        raise FloatingPointError(
+            f"{where}: expected finite rewards, got {rewards[prompt, response]} at prompt "
+            f"{prompt}, response {response}; train the reward model at a lower learning rate"
+        )

@@ -1,0 +1,140 @@
+"""The one update that SFT, reward modelling, foresight and alignment share.
+
+A loss is a pure function (params, batch) -> (scalar, metrics); a state is parameters, optimiser
+state and step, laid over a mesh by the logical axes of the parameters.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from infalign_jax.batches import Array
+from infalign_jax.runtime import mesh as meshes
+
+Params = Any
+Metrics = dict[str, Array]
+Loss = Callable[[Params, Any], tuple[Array, Metrics]]
+
+
+class TrainState(NamedTuple):
+    """What an update maps to its successor.
+
+    >>> TrainState._fields
+    ('params', 'optimiser', 'step')
+    """
+
+    params: Params
+    optimiser: optax.OptState
+    step: Array  # int32[]
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """Adam: linear warm-up, cosine decay to a tenth, global gradient clipping, weight decay.
+
+    >>> OptimiserConfig(learning_rate=-1.0)
+    Traceback (most recent call last):
+    ValueError: learning_rate: expected a positive number, got -1.0
+    """
+
+    learning_rate: float = 1e-3
+    warmup_steps: int = 20
+    clip_norm: float = 1.0
+    weight_decay: float = 0.0
+    b2: float = 0.99
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate: expected a positive number, got {self.learning_rate}")
+        if not self.clip_norm > 0:
+            raise ValueError(f"clip_norm: expected a positive number, got {self.clip_norm}")
+
+
+def optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransformation:
+    """The optimiser for a run of `steps` steps.
+
+    >>> optimiser(OptimiserConfig(), 100).init({"w": jnp.zeros(2)}) is not None
+    True
+    """
+    rate = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=min(config.warmup_steps, steps - 1),
+        decay_steps=max(steps, 1),
+        end_value=config.learning_rate / 10,
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay),
+    )
+
+
+def state_shardings(mesh: Mesh, boxed: Params, transform: optax.GradientTransformation) -> Any:
+    """Shardings of the TrainState whose parameters have the shapes and axis names of `boxed`.
+
+    >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
+    >>> boxed = {"w": jax.ShapeDtypeStruct((2,), "float32")}
+    >>> state_shardings(mesh, boxed, optax.sgd(0.1)).params["w"].spec
+    PartitionSpec()
+    """
+
+    def state(params: Params) -> TrainState:
+        return TrainState(params, transform.init(params), jnp.zeros((), jnp.int32))
+
+    return meshes.shardings(mesh, jax.eval_shape(state, boxed))
+
+
+def initial_state(
+    mesh: Mesh, boxed: Params, params: Params, transform: optax.GradientTransformation
+) -> TrainState:
+    """A fresh state with a copy of `params` (unboxed) on the mesh.
+
+    >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
+    >>> params = {"w": jnp.ones(2)}
+    >>> int(initial_state(mesh, params, params, optax.sgd(0.1)).step)
+    0
+    """
+
+    def start(params: Params) -> TrainState:
+        copy = jax.tree.map(lambda leaf: leaf + 0, params)
+        return TrainState(copy, transform.init(params), jnp.zeros((), jnp.int32))
+
+    return jax.jit(start, out_shardings=state_shardings(mesh, boxed, transform))(nn.unbox(params))
+
+
+def make_update(
+    loss: Loss, transform: optax.GradientTransformation, mesh: Mesh, boxed: Params
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """One jitted update (state, batch) -> (state, metrics); the state is donated.
+
+    Metrics are those of the loss, with `loss` and `grad_norm` (before clipping).
+
+    >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
+    >>> params, sgd = {"w": jnp.ones(2)}, optax.sgd(0.5)
+    >>> loss = lambda p, batch: (jnp.sum(p["w"] * batch), {})
+    >>> update = make_update(loss, sgd, mesh, params)
+    >>> state, metrics = update(initial_state(mesh, params, params, sgd), jnp.ones(2))
+    >>> state.params["w"].tolist(), float(metrics["loss"])
+    ([0.5, 0.5], 2.0)
+    """
+    layout = state_shardings(mesh, boxed, transform)
+
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+        metrics = metrics | {"loss": value, "grad_norm": optax.global_norm(grads)}
+        updates, optimiser_state = transform.update(grads, state.optimiser, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, optimiser_state, state.step + 1), metrics
+
+    return jax.jit(
+        update,
+        in_shardings=(layout, meshes.batch_sharding(mesh)),
+        out_shardings=(layout, meshes.replicated(mesh)),
+        donate_argnums=0,
+    )
