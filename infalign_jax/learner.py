@@ -46,7 +46,7 @@ def policy_gradient(
     optimum), or the mean of R − β·log(π/π_ref) over the other K − 1 responses. Dividing by β
     gives gradients one scale for every β and Φ.
 
-    >>> policy_gradient(lambda p, x, y: y, 0.1, 0.0, "mean")
+    >>> policy_gradient(lambda params, prompts, responses: params, 0.1, 0.0, "mean")
     Traceback (most recent call last):
     ValueError: baseline: expected partition or leave_one_out, got mean
     """
@@ -61,6 +61,8 @@ def policy_gradient(
             advantage = value - log_partition
         else:
             k = value.shape[1]
+            if k < 2:
+                raise ValueError(f"leave_one_out: expected at least 2 responses a prompt, got {k}")
             others = (value.sum(axis=1, keepdims=True) - value) / (k - 1)
             advantage = value - others
         return -(advantage * log_pi).mean(), _metrics(batch, log_ratio, advantage)
@@ -74,15 +76,25 @@ def regression(log_probs: LogProbs, beta: float, log_partition: float) -> Loss:
     Zero at the optimum whichever responses it sees, so the stored reference responses will do
     (QRPO, arXiv 2507.08068, here with log Z exact for every Φ).
 
-    >>> regression(lambda p, x, y: y, 0.1, 0.0).__name__
-    'loss'
+    At the optimum log π = log π_ref + R/β − log Z; with β = ½ and log Z = 0:
+
+    >>> from infalign_jax.batches import Responses
+    >>> rewards, log_ref = jnp.array([[0.5, -0.5]]), jnp.array([[-2.0, -1.0]])
+    >>> responses = Responses(None, jnp.ones((1, 2, 3), bool))
+    >>> rollouts = Rollouts(None, responses, log_ref)
+    >>> batch = Batch(rollouts, rewards, log_ref, rewards, rewards)
+    >>> loss = regression(lambda log_pi, x, y: log_pi, 0.5, 0.0)
+    >>> float(loss(jnp.array([[-1.0, -2.0]]), batch)[0])
+    0.0
+    >>> float(loss(jnp.array([[-1.0, -1.0]]), batch)[0])
+    0.25
     """
 
     def loss(params: Params, batch: Batch) -> tuple[Array, Metrics]:
         log_pi = log_probs(params, batch.rollouts.prompts, batch.rollouts.responses)
         log_ratio = log_pi - batch.reference_log_probs
         residual = batch.rewards / beta - log_ratio - log_partition
-        metrics = _metrics(batch, jax.lax.stop_gradient(log_ratio), residual)
+        metrics = _metrics(batch, *jax.lax.stop_gradient((log_ratio, residual)))
         return 0.5 * (residual**2).mean(), metrics
 
     return loss

@@ -30,14 +30,22 @@ def with_head(config: TransformerConfig, trunk: Params) -> dict[str, Any]:
 def rewards(
     config: TransformerConfig, params: Params, prompts: Prompts, responses: Responses
 ) -> Array:
-    """Rewards float32[B, K] of whole responses.
+    """Rewards [B, K] of whole responses, in `config.wide`.
 
-    >>> rewards.__name__
-    'rewards'
+    With its head at 0 the model tells nothing apart:
+
+    >>> config, key = TransformerConfig(), jax.random.key(0)
+    >>> trunk = jax.eval_shape(lambda: transformer.initial_params(config, key))
+    >>> params = with_head(config, jax.tree.map(lambda leaf: jnp.ones(leaf.shape), trunk))
+    >>> x = Prompts(jnp.ones((1, 3), int), jnp.ones((1, 3), bool), jnp.arange(1))
+    >>> y = Responses(jnp.array([[[7, 2], [8, 2]]]), jnp.ones((1, 2, 2), bool))
+    >>> rewards(config, nn.unbox(params), x, y).tolist()
+    [[0.0, 0.0]]
     """
     hidden = transformer.hidden_states(config, params["trunk"], prompts, responses)[:, :, 1:]
-    scores = jnp.einsum("bktd,d->bkt", hidden.astype(jnp.float32), params["head"])
-    length = jnp.maximum(responses.mask.sum(axis=-1, dtype=jnp.float32), 1.0)
+    head = params["head"].astype(config.wide)
+    scores = jnp.einsum("bktd,d->bkt", hidden.astype(config.wide), head)
+    length = jnp.maximum(responses.mask.sum(axis=-1, dtype=config.wide), 1.0)
     return jnp.where(responses.mask, scores, 0.0).sum(axis=-1) * SCALE / length
 
 
@@ -49,8 +57,14 @@ def loss(
 ) -> tuple[Array, dict[str, Array]]:
     """−log σ(r(chosen) − r(rejected)), averaged, and the accuracy (Bradley & Terry, 1952).
 
-    >>> loss.__name__
-    'loss'
+    >>> config, key = TransformerConfig(), jax.random.key(0)
+    >>> trunk = jax.eval_shape(lambda: transformer.initial_params(config, key))
+    >>> params = with_head(config, jax.tree.map(lambda leaf: jnp.ones(leaf.shape), trunk))
+    >>> x = Prompts(jnp.ones((1, 3), int), jnp.ones((1, 3), bool), jnp.arange(1))
+    >>> y = Responses(jnp.array([[[7, 2], [8, 2]]]), jnp.ones((1, 2, 2), bool))
+    >>> value, metrics = loss(config, nn.unbox(params), Preferences(x, y))
+    >>> round(float(value), 3), float(metrics["accuracy"])  # a coin's: log 2 and a half
+    (0.693, 0.5)
     """
     values = rewards(config, params, batch.prompts, batch.responses)
     margin = values[:, 0] - values[:, 1]

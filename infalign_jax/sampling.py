@@ -4,7 +4,6 @@ Draws depend on (key, prompt index, response, position) alone, so neither the ba
 sits in, nor its place there, nor the mesh changes what is drawn.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -58,7 +57,7 @@ class _State(NamedTuple):
     cache: KeyValues
     tokens: Array  # int32[B, K, T]
     mask: Array  # bool[B, K, T]
-    log_probs: Array  # float32[B, K]
+    log_probs: Array  # [B, K] in the model's `config.wide`
     ended: Array  # bool[B, K]
 
 
@@ -110,7 +109,7 @@ def draw(logits: Array, uniform: Array) -> Array:
     """
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     cdf = jnp.cumsum(weights, axis=-1)
-    below = cdf <= uniform[..., None] * cdf[..., -1:]
+    below = cdf <= uniform.astype(cdf.dtype)[..., None] * cdf[..., -1:]
     return jnp.minimum(below.sum(axis=-1, dtype=jnp.int32), logits.shape[-1] - 1)
 
 
@@ -126,8 +125,14 @@ def sample(
 
     `log_probs` are those of the law drawn from: with `sampling.plain`, of the policy itself.
 
-    >>> sample.__name__
-    'sample'
+    >>> import jax, jax.numpy as jnp
+    >>> config, key = TransformerConfig(), jax.random.key(0)
+    >>> params = jax.eval_shape(lambda: transformer.initial_params(config, key))
+    >>> x = Prompts(jnp.ones((2, 5), int), jnp.ones((2, 5), bool), jnp.arange(2))
+    >>> law = SamplingConfig(length=4)
+    >>> rollouts = jax.eval_shape(lambda p: sample(config, law, p, x, key, responses=3), params)
+    >>> rollouts.responses.tokens.shape, rollouts.log_probs.shape
+    ((2, 3, 4), (2, 3))
     """
     model, variables = transformer.Transformer(config), {"params": params}
     batch, length = prompts.tokens.shape[0], sampling.length
@@ -162,7 +167,7 @@ def sample(
         cache=transformer.empty_cache(config, batch, responses, length),
         tokens=jnp.zeros((*shape, length), jnp.int32),
         mask=jnp.zeros((*shape, length), bool),
-        log_probs=jnp.zeros(shape, jnp.float32),
+        log_probs=jnp.zeros(shape, config.wide),
         ended=jnp.zeros(shape, bool),
     )
     end = jax.lax.while_loop(lambda s: (s.step < length) & ~s.ended.all(), advance, start)

@@ -59,8 +59,13 @@ class OptimiserConfig:
 def optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransformation:
     """The optimiser for a run of `steps` steps.
 
-    >>> optimiser(OptimiserConfig(), 100).init({"w": jnp.zeros(2)}) is not None
-    True
+    The first step of a warm-up of 10 is a tenth of the learning rate long:
+
+    >>> adam, w = optimiser(OptimiserConfig(learning_rate=0.1, warmup_steps=10), 100), jnp.ones(2)
+    >>> first, state = adam.update(w, adam.init(w), w)
+    >>> second, _ = adam.update(w, state, w)
+    >>> first.tolist(), (second / 0.01).round(3).tolist()
+    ([-0.0, -0.0], [-1.0, -1.0])
     """
     rate = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
@@ -80,8 +85,8 @@ def state_shardings(mesh: Mesh, boxed: Params, transform: optax.GradientTransfor
 
     >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
     >>> boxed = {"w": jax.ShapeDtypeStruct((2,), "float32")}
-    >>> state_shardings(mesh, boxed, optax.sgd(0.1)).params["w"].spec
-    PartitionSpec()
+    >>> tuple(state_shardings(mesh, boxed, optax.sgd(0.1)).params["w"].spec)
+    ()
     """
 
     def state(params: Params) -> TrainState:
@@ -127,7 +132,7 @@ def make_update(
 
     def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
-        metrics = metrics | {"loss": value, "grad_norm": optax.global_norm(grads)}
+        metrics = metrics | {"loss": value, "grad_norm": optax.tree.norm(grads)}
         updates, optimiser_state = transform.update(grads, state.optimiser, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, optimiser_state, state.step + 1), metrics

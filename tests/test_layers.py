@@ -29,6 +29,7 @@ MATHEMATICS = {
     "notation",
 }
 PLUMBING = {"batches", "lm", "runtime"}
+CONFIGURED = {"notation", "hh", "learner", "sampling", "synthetic", "training", "lm", "runtime"}
 EVERYTHING = None
 
 # Room -> the rooms it may import beside itself. `lm`, `runtime` and `report*` are one room each.
@@ -44,10 +45,13 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "store": PLUMBING | {"data"},
     "synthetic": PLUMBING | {"data"},
     "sampling": PLUMBING,
+    "training": PLUMBING,
     "reward": PLUMBING,
     "foresight": PLUMBING,
-    "learner": PLUMBING | {"sampling"},
+    "learner": PLUMBING | {"training"},
     "report": {"frontier", "notation", "runtime"},
+    "experiment": CONFIGURED,
+    "stages": EVERYTHING,
     "pipeline": EVERYTHING,
     "cli": EVERYTHING,
 }

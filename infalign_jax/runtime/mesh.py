@@ -47,8 +47,8 @@ def make(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
 
     Raises ValueError where the sizes do not multiply to the number of devices.
 
-    >>> make(MeshConfig(), jax.devices()[:1]).shape
-    OrderedDict({'data': 1, 'fsdp': 1, 'tensor': 1})
+    >>> dict(make(MeshConfig(), jax.devices()[:1]).shape)
+    {'data': 1, 'fsdp': 1, 'tensor': 1}
     """
     devices = jax.devices() if devices is None else devices
     data = config.data or max(len(devices) // (config.fsdp * config.tensor), 1)
@@ -64,8 +64,8 @@ def make(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """First axis over `data` and `fsdp`, the rest whole.
 
-    >>> batch_sharding(make(MeshConfig(), jax.devices()[:1])).spec
-    PartitionSpec(('data', 'fsdp'),)
+    >>> tuple(batch_sharding(make(MeshConfig(), jax.devices()[:1])).spec)
+    (('data', 'fsdp'),)
     """
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
@@ -73,8 +73,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device.
 
-    >>> replicated(make(MeshConfig(), jax.devices()[:1])).spec
-    PartitionSpec()
+    >>> tuple(replicated(make(MeshConfig(), jax.devices()[:1])).spec)
+    ()
     """
     return NamedSharding(mesh, PartitionSpec())
 
@@ -85,8 +85,8 @@ def shardings(mesh: Mesh, boxed: Any) -> Any:
     Raises ValueError where an axis of the mesh does not divide the array's.
 
     >>> mesh = make(MeshConfig(), jax.devices()[:1])
-    >>> shardings(mesh, {"step": jax.ShapeDtypeStruct((), "int32")})["step"].spec
-    PartitionSpec()
+    >>> tuple(shardings(mesh, {"step": jax.ShapeDtypeStruct((), "int32")})["step"].spec)
+    ()
     """
     specs = nn.get_partition_spec(boxed)
     found = nn.logical_to_mesh_sharding(specs, mesh, RULES)
