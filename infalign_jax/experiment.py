@@ -6,7 +6,7 @@ from typing import Literal
 from infalign_jax import notation
 from infalign_jax.hh import HHConfig
 from infalign_jax.learner import Baseline
-from infalign_jax.lm.tokenizer import TokenizerConfig
+from infalign_jax.lm.tokenizer import EOS, TokenizerConfig
 from infalign_jax.lm.transformer import TransformerConfig
 from infalign_jax.runtime.mesh import MeshConfig
 from infalign_jax.sampling import SamplingConfig
@@ -17,6 +17,11 @@ from infalign_jax.training import OptimiserConfig
 def _at_least(name: str, value: float, least: float) -> None:
     if value < least:
         raise ValueError(f"{name}: expected at least {least}, got {value}; raise it")
+
+
+def _at_most(name: str, value: float, most: float, advice: str) -> None:
+    if value > most:
+        raise ValueError(f"{name}: expected at most {most}, got {value}; {advice}")
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class CalibrateConfig:
 
     def __post_init__(self) -> None:
         _at_least("calibrate.prompts", self.prompts, 1)
-        _at_least("calibrate.responses", self.responses, 1)
+        _at_least("calibrate.responses", self.responses, 2)  # each is ranked among the others
         _at_least("calibrate.chunk", self.chunk, 1)
 
 
@@ -73,6 +78,9 @@ class ForesightConfig:
 
     def __post_init__(self) -> None:
         _at_least("foresight.steps", self.steps, 0)
+        _at_least("foresight.batch_size", self.batch_size, 1)
+        _at_least("foresight.responses", self.responses, 1)
+        _at_least("foresight.hold", self.hold, 0)
 
 
 @dataclass(frozen=True)
@@ -133,8 +141,9 @@ class PolicyConfig:
 class EvaluateConfig:
     """Held-out prompts, samples of each policy and of the reference, and what is compared.
 
-    The first `calibrate.responses` reference samples calibrate, the others (at least 1,024 for a
-    calibration error worth quoting) are the truth that the calibration error is measured by.
+    Of the reference samples the first `calibrate.responses` calibrate, the next 64 (or an eighth of
+    the others) are ranked, and the rest (1,024 or more for a calibration error worth quoting) are
+    the truth that the calibration error is measured by.
 
     >>> EvaluateConfig().procedures[0]
     'standard'
@@ -142,7 +151,7 @@ class EvaluateConfig:
 
     prompts: int = 128
     responses: int = 128
-    reference_responses: int = 1152
+    reference_responses: int = 1216
     chunk: int = 32
     procedures: tuple[str, ...] = (
         "standard", "best_of_2", "best_of_4", "best_of_8", "worst_of_2", "worst_of_4", "worst_of_8",
@@ -160,6 +169,7 @@ class EvaluateConfig:
                 )
         _at_least("evaluate.prompts", self.prompts, 2)
         _at_least("evaluate.chunk", self.chunk, 1)
+        _at_least("evaluate.show", self.show, 0)
 
 
 @dataclass(frozen=True)
@@ -205,6 +215,8 @@ top_k=0, top_p=1.0; calibration, rollouts and KL must speak of one law
             raise ValueError(
                 f"procedure: expected one of evaluate.procedures, got {self.procedure}; add it"
             )
+        if not self.policies:
+            raise ValueError("policies: expected at least one, got none; name one")
         if len({policy.name for policy in self.policies}) != len(self.policies):
             raise ValueError("policies: expected distinct ones, got one twice; remove it")
         if self.model.vocab_size != self.tokenizer.vocab_size:
@@ -212,6 +224,38 @@ top_k=0, top_p=1.0; calibration, rollouts and KL must speak of one law
                 f"model.vocab_size: expected the tokenizer's {self.tokenizer.vocab_size}, got "
                 f"{self.model.vocab_size}; set both alike"
             )
+        if law.end != EOS:
+            raise ValueError(
+                f"sampling.end: expected {EOS}, which ends the responses of the data, got "
+                f"{law.end}; leave it"
+            )
         _at_least("prompt_length", self.prompt_length, 2)
         _at_least("checkpoint_every", self.checkpoint_every, 1)
         _at_least("seed", self.seed, 0)
+        _at_most("seed", self.seed, 10**8, "lower it")
+        self._check_counts()
+        if isinstance(self.data, HHConfig):
+            _check_splits(self.data)
+
+    def _check_counts(self) -> None:
+        """What one stage takes, another must have made."""
+        stored = self.calibrate.responses
+        _at_least("evaluate.reference_responses", self.evaluate.reference_responses, stored + 8)
+        wanted = [("align.batch_size", self.align.batch_size, self.calibrate.prompts)]
+        if self.align.solver == "regression":
+            wanted += [("align.responses", self.align.responses, stored)]
+        if self.foresight.steps:
+            wanted += [("foresight.batch_size", self.foresight.batch_size, self.calibrate.prompts)]
+            wanted += [("foresight.responses", self.foresight.responses, stored)]
+        for name, value, most in wanted:
+            source = f"calibrate.{name.split('.')[1].replace('batch_size', 'prompts')}"
+            _at_most(name, value, most, f"lower it or raise {source}")
+
+
+def _check_splits(data: HHConfig) -> None:
+    for name in ("validation_fraction", "test_fraction", "judge_fraction"):
+        if not getattr(data, name) > 0:
+            raise ValueError(
+                f"data.{name}: expected above 0, got {getattr(data, name)}; without that split "
+                "there is nothing to train the judge on or to measure with"
+            )

@@ -1,104 +1,129 @@
-"""The stages, composed: tokenizer, data, SFT, reward, calibrate, foresight, align, evaluate, report.
+"""The stages, composed: from preference pairs to aligned policies, measured and reported.
 
 Every finished stage is kept under a digest of what it depends on and reused by the next run; a
 changed β repeats only what depends on β.
 """
 
+import difflib
 import io
 import json
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from infalign_jax import config as configs
 from infalign_jax import report
 from infalign_jax.experiment import Experiment
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.files import exclusive, write_bytes, write_text
-from infalign_jax.stages import align, evaluate, language, reference, text
+from infalign_jax.stages import align, evaluate, facts, language, reference, text
+from infalign_jax.stages.language import Model
 from infalign_jax.stages.run import Run, say
 
-STAGES = ("data", "sft", "reward", "calibrate", "foresight", "align", "evaluate", "report")
+STAGES = (
+    "tokenizer", "data", "sft", "reward", "calibrate", "foresight", "align", "evaluate", "report",
+)  # fmt: skip
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "sentencepiece")
+
+
+class _Costs(NamedTuple):
+    """What each phase cost, as results.json says."""
+
+    seconds: dict[str, float]
+    rates: dict[str, float]
+
+    def note(self, phase: str, info: dict[str, Any]) -> None:
+        self.seconds[phase] = info["seconds"]
+        if "tokens_per_second" in info:
+            self.rates[phase] = info["tokens_per_second"]
 
 
 def run(experiment: Experiment, out: Path, stage: str | None = None) -> dict[str, Any]:
     """Runs an experiment into `out`, up to `stage` (default: all); returns what results.json says.
 
-    Raises ValueError for an unknown stage, and where another run uses `out`.
+    Raises ValueError for an unknown stage, an experiment that its data or devices do not allow,
+    and where another run uses `out`.
 
     >>> run(Experiment("quick"), Path("runs/quick"), "calibrat")
     Traceback (most recent call last):
-    ValueError: expected a stage among data, sft, reward, calibrate, foresight, align, evaluate, \
-report, got calibrat; name one of them
+    ValueError: expected a stage among tokenizer, data, sft, reward, calibrate, foresight, align, \
+evaluate, report, got calibrat; did you mean calibrate?
     """
     if stage is not None and stage not in STAGES:
-        raise ValueError(
-            f"expected a stage among {', '.join(STAGES)}, got {stage}; name one of them"
-        )
+        close = difflib.get_close_matches(stage, STAGES, n=1)
+        hint = f"did you mean {close[0]}?" if close else "name one of them"
+        raise ValueError(f"expected a stage among {', '.join(STAGES)}, got {stage}; {hint}")
     until = STAGES.index(stage) if stage else len(STAGES) - 1
+    mesh = meshes.make(experiment.mesh)
+    _check_mesh(experiment, mesh)
+    if until >= STAGES.index("align"):
+        for policy in experiment.policies:  # a KL out of reach is to be heard of now, not then
+            align.target(policy)
     with exclusive(out):
-        results = _run(Run(experiment, out, meshes.make(experiment.mesh)), until)
-    return results
+        return _run(Run(experiment, out, mesh), until)
+
+
+def _check_mesh(experiment: Experiment, mesh: Mesh) -> None:
+    """Before any work: every batch divides among the devices."""
+    sizes = {
+        "sft.batch_size": experiment.sft.batch_size,
+        "reward.batch_size": experiment.reward.batch_size,
+        "calibrate.chunk": experiment.calibrate.chunk,
+        "align.batch_size": experiment.align.batch_size,
+    }
+    if experiment.foresight.steps:
+        sizes["foresight.batch_size"] = experiment.foresight.batch_size
+    for name, size in sizes.items():
+        meshes.check_batch(name, size, mesh)
 
 
 def _run(run: Run, until: int) -> dict[str, Any]:
     experiment, began = run.experiment, time.monotonic()
     words = text.load(run)
-    seconds, rates = {"data": time.monotonic() - began}, {}
-
-    def note(stage: str, model: Any) -> None:
-        seconds[stage] = model.info["seconds"]
-        if "tokens_per_second" in model.info:
-            rates[stage] = model.info["tokens_per_second"]
-
+    costs = _Costs({"data": time.monotonic() - began}, {})
     if until < STAGES.index("sft"):
         return {"data": words.counts}
+    text.check_rows(words, experiment)
+    prompts = text.prompts_of(words, experiment, "train", experiment.calibrate.prompts)[1]
     sft = language.sft(run, words)
-    note("sft", sft)
+    costs.note("sft", sft.info)
     if until < STAGES.index("reward"):
         return {}
     scorer = language.reward_model(run, words, sft, judge=False)
+    costs.note("reward", scorer.info)
     judge = language.reward_model(run, words, sft, judge=True)
-    note("reward", scorer)
-    note("judge", judge)
+    costs.note("judge", judge.info)
     if until < STAGES.index("calibrate"):
         return {}
-    _, prompts = text.prompts_of(words, experiment, "train", experiment.calibrate.prompts)
     stored = reference.calibrate(run, prompts, sft, scorer)
-    note("calibrate", stored)
+    costs.note("calibrate", stored.info)
     if until < STAGES.index("foresight"):
         return {}
     start = language.anticipate(run, words, sft, stored)
     if experiment.foresight.steps:
-        note("foresight", start)
+        costs.note("foresight", start.info)
     if until < STAGES.index("align"):
         return {}
     policies = []
     for policy in experiment.policies:
         policies.append(align.align(run, policy, start, sft, scorer, stored))
-        note(f"align {policy.name}", policies[-1])
+        costs.note(f"align {policy.name}", policies[-1].info)
     if until < STAGES.index("evaluate"):
         return {}
-    judges = evaluate.Judges(scorer, judge, sft)
-    results = _evaluated(run, words, policies, judges, stored)
-    results["seconds"] = seconds | results["seconds"]
-    results["tokens_per_second"] = rates
-    write_text(run.out / "results.json", json.dumps(results, indent=1))
+    results = _evaluated(run, words, policies, evaluate.Judges(scorer, judge, sft), costs)
     if until == STAGES.index("report"):
         say(f"report  {report.draw(run.out)}")
     return results
 
 
 def _evaluated(
-    run: Run, words: text.Text, policies: list[Any], judges: evaluate.Judges,
-    stored: reference.Reference,
-) -> dict[str, Any]:  # fmt: skip
-    """Measures every policy; writes evaluation.npz and samples.json; returns the results."""
+    run: Run, words: text.Text, policies: list[Model], judges: evaluate.Judges, costs: _Costs
+) -> dict[str, Any]:
+    """Measures every policy; writes evaluation.npz, samples.json and results.json."""
     experiment, options, began = run.experiment, run.experiment.evaluate, time.monotonic()
     prompts = text.prompts_of(words, experiment, "test", options.prompts)
     base = evaluate.samples(
@@ -113,30 +138,40 @@ def _evaluated(
             run, words, prompts, model, judges, options.responses, 1, policy.name
         )
         taken.append(own)
-        rows.append(
-            evaluate.measure(run, model, policy.name, policy.transformation, own, base)
-        )
-        arrays[f"policy_quantiles/{number}"] = evaluate.quantiles(own, table).ravel()
+        rows.append(evaluate.measure(run, model, policy.name, policy.transformation, own, base))
+        arrays[f"policy_quantiles/{number}"] = facts.quantiles(own, table).ravel()
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_bytes(run.out / "evaluation.npz", buffer.getvalue())
     names = [policy.name for policy in experiment.policies]
-    shown = evaluate.side_by_side(words, prompts[0][: options.show], base, table, names, taken)
+    shown = facts.side_by_side(words, prompts[0][: options.show], base, table, names, taken)
     write_text(run.out / "samples.json", json.dumps(shown))
+    known = facts.reference_facts(base) | facts.sft_facts(run, words, judges.sft)
+    costs.seconds["evaluate"] = time.monotonic() - began
+    measured = {"calibration": errors, "reference": known, "policies": rows}
+    results = _about(run, words, judges, costs) | measured
+    write_text(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False))
+    return results
+
+
+def _about(run: Run, words: text.Text, judges: evaluate.Judges, costs: _Costs) -> dict[str, Any]:
+    """What results.json says of a run beside what the evaluation measured."""
+    experiment = run.experiment
     return {
         "experiment": experiment.name, "seed": experiment.seed, "procedure": experiment.procedure,
         "device": _device(run), "versions": {name: metadata.version(name) for name in LIBRARIES},
         "configuration": configs.to_dict(experiment), "data": words.counts,
         "reward_model": _kept(judges.train.info), "judge": _kept(judges.judge.info),
-        "calibration": errors,
-        "reference": evaluate.reference_facts(judges.sft, base)
-        | evaluate.sft_facts(run, words, judges.sft),
-        "policies": rows, "seconds": {"evaluate": time.monotonic() - began},
+        "seconds": costs.seconds, "tokens_per_second": costs.rates,
     }  # fmt: skip
 
 
 def _kept(info: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in info.items() if name not in ("steps", "seconds")}
+    return {
+        name: value
+        for name, value in info.items()
+        if name not in ("steps", "seconds", "tokens_per_second")
+    }
 
 
 def _device(run: Run) -> str:

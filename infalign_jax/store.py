@@ -20,7 +20,7 @@ def write(splits: Mapping[str, Iterable[Pair]], directory: str | Path) -> None:
 
     Written whole or not at all; where the same pairs are stored already, nothing is done. Raises
     ValueError for a split without pairs, a prompt in two splits, or a directory that holds other
-    pairs.
+    pairs; OSError where the disk is full.
 
     >>> import tempfile
     >>> directory = tempfile.mkdtemp()
@@ -32,7 +32,7 @@ def write(splits: Mapping[str, Iterable[Pair]], directory: str | Path) -> None:
     _check(rows)
     digest = hashlib.sha256(repr(rows).encode()).hexdigest()
     place = Path(directory, NAME)
-    if (place / VERSION).exists():
+    if written(directory):
         if _stored(directory).info.metadata != {"digest": digest}:
             raise ValueError(
                 f"expected no other data set in {directory}, got one of other pairs: "
@@ -41,8 +41,23 @@ def write(splits: Mapping[str, Iterable[Pair]], directory: str | Path) -> None:
         return
     for leftover in place.glob("incomplete.*"):  # of a process that was killed
         shutil.rmtree(leftover)
-    with contextlib.redirect_stdout(io.StringIO()):
-        _builder(rows, digest, directory).download_and_prepare()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            _builder(rows, digest, directory).download_and_prepare()
+    except RuntimeError as error:  # array_record reports the system's errors so
+        raise OSError(
+            f"expected room for the preference pairs in {directory}, got {error}; free some space "
+            "or choose another directory, and run again"
+        ) from error
+
+
+def written(directory: str | Path) -> bool:
+    """Whether `directory` holds stored pairs, whole.
+
+    >>> written("no/such/place")
+    False
+    """
+    return Path(directory, NAME, VERSION).is_dir()
 
 
 def _check(rows: Mapping[str, Sequence[Pair]]) -> None:
@@ -101,7 +116,7 @@ def read(directory: str | Path, split: str) -> list[Pair]:
     Traceback (most recent call last):
     ValueError: expected stored pairs in no/such/place, got none: write them first
     """
-    if not Path(directory, NAME, VERSION).is_dir():
+    if not written(directory):
         raise ValueError(f"expected stored pairs in {directory}, got none: write them first")
     stored = _stored(directory)
     if split not in stored.info.splits:

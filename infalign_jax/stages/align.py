@@ -1,6 +1,6 @@
 """The stage `align`: for each Φ and β, the KL-regularised RL of section 3 of the README."""
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -38,14 +38,17 @@ class Target(NamedTuple):
     kl: float  # of the optimum, in nats
 
 
+@lru_cache(maxsize=64)
 def target(policy: PolicyConfig) -> Target:
     """Φ with its β: the one given, or the one whose optimum has the KL asked for.
 
     >>> round(target(PolicyConfig("log", kl=0.6362943611)).beta, 3)
     0.333
     """
-    name = policy.transformation
-    beta = policy.beta if policy.beta is not None else float(notation.beta_for_kl(name, policy.kl))
+    name, beta = policy.transformation, policy.beta
+    if beta is None:
+        assert policy.kl is not None  # PolicyConfig sees to it
+        beta = float(notation.beta_for_kl(name, policy.kl))
     phi = notation.transformation(name, beta)
     kl, _ = frontier.curve(phi, notation.procedure("standard"), beta)
     return Target(phi, beta, float(frontier.log_partition(phi, beta)), float(kl))
@@ -62,7 +65,6 @@ def align(
     options, experiment = run.experiment.align, run.experiment
     digest = checkpoint.digest("align", start.digest, reference.digest, options, policy)
     layout = meshes.shardings(run.mesh, run.boxed)
-    meshes.check_batch("align.batch_size", options.batch_size, run.mesh)
     goal = target(policy)
     transform = training.optimiser(options.optimiser, options.steps)
 
@@ -70,16 +72,16 @@ def align(
         state = training.initial_state(run.mesh, run.boxed, start.params, transform)
         update = training.make_update(loss_of(run, goal), transform, run.mesh, run.boxed)
         rows = np.arange(len(reference.rewards))
-        size = min(options.batch_size, len(rows))
-        batches = minibatches(rows, size, experiment.seed * 10 + 4)
+        batches = minibatches(rows, options.batch_size, experiment.seed * 10 + 4)
         if options.solver == "regression":
             prepare = stored_rows(run, goal, reference)
         else:
             prepare = fresh_rows(run, goal, sft, scorer, reference)
-        tokens = size * options.responses * experiment.sampling.length
+        tokens = options.batch_size * options.responses * experiment.sampling.length
         params, info = fit(
-            run, "align", digest, state, update, batches, options.steps, tokens, prepare, policy.name
-        )
+            run, "align", digest, state, update, batches, options.steps, tokens,
+            prepare, policy.name,
+        )  # fmt: skip
         return params, info | {"beta": goal.beta, "target_kl": goal.kl}
 
     params, info = stored(run, "align", digest, abstract(run.boxed, layout), make)
@@ -89,8 +91,11 @@ def align(
 def loss_of(run: Run, goal: Target) -> training.Loss:
     """The learner's loss for this target, by the solver and baseline of the configuration.
 
-    >>> loss_of.__name__
-    'loss_of'
+    >>> from pathlib import Path
+    >>> from infalign_jax.experiment import AlignConfig, Experiment
+    >>> run = Run(Experiment("quick", align=AlignConfig(solver="regression")), Path("runs"), None)
+    >>> loss_of(run, Target(lambda u: u, 0.1, 0.0, 0.5)).__qualname__
+    'regression.<locals>.loss'
     """
     options = run.experiment.align
     log_probs = partial(transformer.log_probs, run.experiment.model)
@@ -99,9 +104,7 @@ def loss_of(run: Run, goal: Target) -> training.Loss:
     return learner.policy_gradient(log_probs, goal.beta, goal.log_partition, options.baseline)
 
 
-def fresh_rows(
-    run: Run, goal: Target, sft: Model, scorer: Model, reference: Reference
-) -> Prepare:
+def fresh_rows(run: Run, goal: Target, sft: Model, scorer: Model, reference: Reference) -> Prepare:
     """On-policy batches: prompts -> rollouts -> rewards -> quantiles -> Φ.
 
     >>> fresh_rows.__name__
@@ -129,8 +132,19 @@ def fresh_rows(
 def stored_rows(run: Run, goal: Target, reference: Reference) -> Prepare:
     """Offline batches: some of the stored reference responses, with their own ranks.
 
-    >>> stored_rows.__name__
-    'stored_rows'
+    >>> from pathlib import Path
+    >>> from infalign_jax.batches import Responses
+    >>> from infalign_jax.experiment import AlignConfig, Experiment
+    >>> mesh, few = meshes.make(meshes.MeshConfig(), jax.devices()[:1]), AlignConfig(responses=2)
+    >>> run = Run(Experiment("quick", align=few), Path("runs"), mesh)
+    >>> prompts = Prompts(np.ones((5, 3)), np.ones((5, 3)), np.arange(5))
+    >>> ranks = (np.arange(40, dtype=np.float32).reshape(5, 8) + 0.5) / 40
+    >>> tokens = Responses(np.ones((5, 8, 4)), np.ones((5, 8, 4), bool))
+    >>> reference = Reference(prompts, tokens, ranks, ranks, ranks, ranks, "", {})
+    >>> goal = Target(lambda u: 2 * u, 0.1, 0.0, 0.5)
+    >>> batch = stored_rows(run, goal, reference)(None, np.array([1, 4]), 0)
+    >>> batch.rewards.shape, bool((batch.rewards == 2 * batch.quantiles).all())
+    ((2, 2), True)
     """
     k, count = reference.rewards.shape[1], run.experiment.align.responses
     rewards = np.asarray(jax.jit(goal.transformation)(jnp.asarray(reference.quantiles)))

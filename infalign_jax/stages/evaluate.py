@@ -1,16 +1,15 @@
 """The stage `evaluate`: policies on held-out prompts, against fresh reference samples."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax import calibration, evaluation, frontier, notation, procedures, synthetic
+from infalign_jax import calibration, evaluation, frontier, notation, synthetic
 from infalign_jax.batches import Prompts, Responses
 from infalign_jax.runtime import checkpoint
-from infalign_jax.stages.language import Model, sft_loss
+from infalign_jax.stages.language import Model
 from infalign_jax.stages.reference import (
     EMPTY,
     check_finite,
@@ -77,7 +76,6 @@ def samples(
             "judge": score(judges.judge.params, part, responses),
         }
 
-    floats = ["log_probs", "reference", "train", "judge"]
     known = isinstance(run.experiment.data, SyntheticConfig)
 
     def make() -> tuple[Any, dict[str, Any]]:
@@ -90,21 +88,30 @@ def samples(
             tree["true"] = true_rewards(text, texts, responses)
         return tree, {"tokens": int(responses.mask.sum())}
 
-    shape = (n, count)
-    like = {name: EMPTY(shape, jnp.float32) for name in floats + ["true"] * known}
-    like |= {"tokens": EMPTY((*shape, length), jnp.int32), "mask": EMPTY((*shape, length), bool)}
-    tree, _ = stored(run, "samples", digest, like, make)
+    tree, _ = stored(run, "samples", digest, _stored_samples(n, count, length, known), make)
     rewards = {name: tree[name] for name in ("train", "judge", "true") if name in tree}
     return Samples(
         Responses(tree["tokens"], tree["mask"]), tree["log_probs"], tree["reference"], rewards
     )
 
 
+def _stored_samples(n: int, count: int, length: int, known: bool) -> dict[str, Any]:
+    """Shapes of what is kept of samples; `known` says that there is a true reward."""
+    floats = ["log_probs", "reference", "train", "judge"] + ["true"] * known
+    like = {name: EMPTY((n, count), jnp.float32) for name in floats}
+    each = (n, count, length)
+    return like | {"tokens": EMPTY(each, jnp.int32), "mask": EMPTY(each, bool)}
+
+
 def true_rewards(text: Text, prompts: list[str], responses: Responses) -> np.ndarray:
     """The synthetic task's own reward of every response, float32[B, n].
 
-    >>> true_rewards.__name__
-    'true_rewards'
+    >>> from infalign_jax.lm import tokenizer as tokenizers
+    >>> model = tokenizers.train(["ab ab"], tokenizers.TokenizerConfig(264, symbols=()))
+    >>> text = Text(tokenizers.Tokenizer(model), {}, {}, {}, "")
+    >>> nothing = Responses(np.zeros((1, 3, 4), int), np.zeros((1, 3, 4), bool))
+    >>> true_rewards(text, ["plan a feast for a proud king in winter"], nothing).shape
+    (1, 3)
     """
     rows = [
         [synthetic.true_reward(prompt, y) for y in decoded(text, row)]
@@ -116,8 +123,11 @@ def true_rewards(text: Text, prompts: list[str], responses: Responses) -> np.nda
 def decoded(text: Text, tokens: np.ndarray) -> list[str]:
     """Texts of tokens int32[n, T].
 
-    >>> decoded.__name__
-    'decoded'
+    >>> from infalign_jax.lm import tokenizer as tokenizers
+    >>> model = tokenizers.train(["ab ab"], tokenizers.TokenizerConfig(264, symbols=()))
+    >>> text = Text(tokenizers.Tokenizer(model), {}, {}, {}, "")
+    >>> decoded(text, np.array([text.tokenizer.encode("ab") + [2, 0]]))
+    ['ab']
     """
     return [text.tokenizer.decode(row) for row in tokens]
 
@@ -128,8 +138,18 @@ def calibration_error(run: Run, reference: Samples) -> dict[str, Any]:
     The first `calibrate.responses` samples of every prompt calibrate a second such set; u comes
     from all the others, which neither of the two has seen.
 
-    >>> calibration_error.__name__
-    'calibration_error'
+    >>> from pathlib import Path
+    >>> from infalign_jax.experiment import CalibrateConfig, Experiment, ForesightConfig
+    >>> run = Run(
+    ...     Experiment("few", foresight=ForesightConfig(0), calibrate=CalibrateConfig(responses=8)),
+    ...     Path("runs"), None,
+    ... )
+    >>> rng, tokens = np.random.default_rng(0), np.arange(64).reshape(2, 32, 1)
+    >>> rewards = {"train": rng.normal(size=(2, 32)).astype(np.float32)}
+    >>> base = Samples(Responses(tokens, tokens >= 0), *[np.zeros((2, 32))] * 2, rewards)
+    >>> errors = calibration_error(run, base)
+    >>> errors["reference_samples"], errors["quantiles_after"].shape
+    (21, (6,))
     """
     rewards, k = reference.rewards["train"], run.experiment.calibrate.responses
     scored = min(64, max(1, (rewards.shape[1] - k) // 8))
@@ -147,11 +167,22 @@ def calibration_error(run: Run, reference: Samples) -> dict[str, Any]:
     }
 
 
-def measure(run: Run, policy: Model, name: str, transformation: str, own: Samples, reference: Samples) -> dict[str, Any]:
+def measure(
+    run: Run, policy: Model, name: str, transformation: str, own: Samples, reference: Samples
+) -> dict[str, Any]:
     """What results.json says of one policy.
 
-    >>> measure.__name__
-    'measure'
+    >>> from pathlib import Path
+    >>> from infalign_jax.experiment import EvaluateConfig, Experiment
+    >>> few = EvaluateConfig(procedures=("standard",))
+    >>> run = Run(Experiment("few", procedure="standard", evaluate=few), Path("runs"), None)
+    >>> model = Model({}, "", {"beta": 0.5, "target_kl": 0.1, "seconds": 1.0, "steps": 9})
+    >>> rng, tokens = np.random.default_rng(0), np.arange(64).reshape(2, 32, 1)
+    >>> rewards = {"train": rng.normal(size=(2, 32)).astype(np.float32)}
+    >>> base = Samples(Responses(tokens, tokens >= 0), *[np.zeros((2, 32))] * 2, rewards)
+    >>> row = measure(run, model, "mine", "identity", base, base)
+    >>> row["kl"], row["win_rates"]["standard"]["train"]["mean"], row["distinct"]
+    (0.0, 0.5, 1.0)
     """
     ratio = own.log_probs - own.reference_log_probs
     kl, kl_error = evaluation.mean_and_standard_error(ratio.astype(np.float64).mean(axis=1))
@@ -177,8 +208,11 @@ def measure(run: Run, policy: Model, name: str, transformation: str, own: Sample
 def win_rates(own: Samples, reference: Samples, procedure: str) -> dict[str, Any]:
     """By scorer: selected by the training reward, compared by the scorer.
 
-    >>> win_rates.__name__
-    'win_rates'
+    >>> rng, tokens = np.random.default_rng(0), np.arange(64).reshape(2, 32, 1)
+    >>> rewards = {"train": rng.normal(size=(2, 32)).astype(np.float32)}
+    >>> base = Samples(Responses(tokens, tokens >= 0), *[np.zeros((2, 32))] * 2, rewards)
+    >>> win_rates(base, base, "standard")["train"]["mean"]
+    0.5
     """
     rule = notation.procedure(procedure)
     found = {}
@@ -189,97 +223,3 @@ def win_rates(own: Samples, reference: Samples, procedure: str) -> dict[str, Any
         )  # fmt: skip
         found[scorer] = {"mean": rate.mean, "standard_error": rate.standard_error}
     return found
-
-
-def reference_facts(sft: Model, reference: Samples) -> dict[str, Any]:
-    """Of the untrained reference: entropy, best of 128 against one sample, the largest atom.
-
-    >>> reference_facts.__name__
-    'reference_facts'
-    """
-    rewards = reference.rewards["train"]
-    half = rewards.shape[1] // 2  # independent samples on both sides
-    best = min(128, half)
-    atoms = [np.unique(row, return_counts=True)[1].max() / row.size for row in rewards]
-    rows = reference.responses.tokens
-    facts: dict[str, Any] = {
-        "entropy": float(-reference.log_probs.mean()),
-        "length": float(reference.responses.mask.sum(axis=-1).mean()),
-        "distinct": float(np.mean([len(np.unique(row, axis=0)) / len(row) for row in rows])),
-        "largest_atom": float(max(atoms)),
-    }
-    facts[f"best_of_{best}"] = {
-        scorer: evaluation.win_rate(
-            rewards[:, :half], rewards[:, half:], procedures.best_of_n(best),
-            reference_procedure=procedures.standard(),
-            policy_judge=judged[:, :half], reference_judge=judged[:, half:],
-        ).mean
-        for scorer, judged in reference.rewards.items()
-    }  # fmt: skip
-    return facts
-
-
-def sft_facts(run: Run, text: Text, sft: Model) -> dict[str, float]:
-    """SFT loss on the validation pairs, in nats a response, beside its floor where it is known.
-
-    >>> sft_facts.__name__
-    'sft_facts'
-    """
-    rows = text.rows["validation"]
-    loss = jax.jit(partial(sft_loss, run.experiment.model))
-    nats, counts = [], []
-    for begin in range(0, len(rows.prompts.index), 64):
-        part = jax.tree.map(lambda leaf: leaf[begin : begin + 64], rows)  # noqa: B023
-        nats.append(float(loss(sft.params, part)[1]["nats"]))
-        counts.append(len(part.prompts.index))
-    facts = {"sft_loss": float(np.average(nats, weights=counts))}
-    match run.experiment.data:
-        case SyntheticConfig() as config:
-            floor = synthetic.chosen_nats(config, text.pairs["validation"])
-            facts["sft_loss_floor"] = floor
-    return facts
-
-
-def quantiles(own: Samples, table: np.ndarray) -> np.ndarray:
-    """û float32[B, n] of a policy's samples among the sorted reference rewards `table`.
-
-    >>> quantiles.__name__
-    'quantiles'
-    """
-    return np.asarray(jax.jit(calibration.calibrate)(own.rewards["train"], table))
-
-
-def side_by_side(
-    text: Text, prompts: list[str], base: Samples, table: np.ndarray, names: list[str],
-    policies: list[Samples],
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Four responses of the reference and of every policy to each prompt, for samples.json.
-
-    >>> side_by_side(None, [], None, None, [], [])
-    []
-    """
-
-    def four(own: Samples, row: int) -> list[dict[str, Any]]:
-        scores = own.rewards["train"][row, :4]
-        ranks = quantiles(own, table)[row, :4]
-        texts = decoded(text, own.responses.tokens[row, :4])
-        return [
-            {"text": y, "reward": float(r), "quantile": float(u)}
-            for y, r, u in zip(texts, scores, ranks, strict=True)
-        ]
-
-    return [
-        {
-            "prompt": prompt,
-            "reference": four(base, row),
-            "policies": [
-                {
-                    "name": name,
-                    "responses": four(own, row),
-                    "best": int(np.argmax(own.rewards["train"][row, :4])),
-                }
-                for name, own in zip(names, policies, strict=True)
-            ],
-        }
-        for row, prompt in enumerate(prompts)
-    ]

@@ -34,8 +34,16 @@ class Model(NamedTuple):
 def sft_loss(config: Any, params: Params, batch: Preferences) -> tuple[Array, dict[str, Array]]:
     """−log π(chosen | prompt), averaged over tokens; `nats` is its mean over responses.
 
-    >>> sft_loss.__name__
-    'sft_loss'
+    >>> import flax.linen as nn
+    >>> from infalign_jax.batches import Prompts
+    >>> config = transformer.TransformerConfig()
+    >>> start = partial(transformer.initial_params, config)
+    >>> params = jax.eval_shape(start, jax.random.key(0))
+    >>> prompts = Prompts(jnp.ones((2, 3), int), jnp.ones((2, 3), bool), jnp.arange(2))
+    >>> pairs = Preferences(prompts, Responses(jnp.ones((2, 2, 5), int), jnp.ones((2, 2, 5), bool)))
+    >>> loss, numbers = jax.eval_shape(partial(sft_loss, config), nn.unbox(params), pairs)
+    >>> loss.shape, list(numbers)
+    ((), ['nats'])
     """
     tokens, mask = batch.responses.tokens[:, :1], batch.responses.mask[:, :1]
     log_probs = transformer.log_probs(config, params, batch.prompts, Responses(tokens, mask))
@@ -61,8 +69,8 @@ def sft(run: Run, text: Text) -> Model:
 def reward_model(run: Run, text: Text, reference: Model, judge: bool) -> Model:
     """The training reward, or the judge: the same model on another split with another seed.
 
-    The judge starts from a trunk of its own random draw, so that what it shares with the training
-    reward is the task alone.
+    Both start from the reference policy's trunk; the judge sees other prompts, in an order of its
+    own.
 
     >>> reward_model.__name__
     'reward_model'
@@ -114,7 +122,6 @@ def _supervised(
     run: Run, stage: str, digest: str, boxed: Params, start: Any, loss: training.Loss,
     config: FitConfig, text: Text, split: str, offset: int = 0,
 ) -> Model:  # fmt: skip
-    meshes.check_batch(f"{stage}.batch_size", config.batch_size, run.mesh)
     transform = training.optimiser(config.optimiser, config.steps)
     layout = meshes.shardings(run.mesh, boxed)
 
@@ -146,14 +153,13 @@ def anticipate(run: Run, text: Text, policy: Model, reference: Reference) -> Mod
     layout = meshes.shardings(run.mesh, boxed)
     loss = partial(foresight.loss, config, options.hold, policy.params)
     transform = training.optimiser(options.optimiser, options.steps)
-    meshes.check_batch("foresight.batch_size", options.batch_size, run.mesh)
 
     def make() -> tuple[Params, dict[str, Any]]:
         start = foresight.with_head(config, policy.params)
         state = training.initial_state(run.mesh, boxed, start, transform)
         update = training.make_update(loss, transform, run.mesh, boxed)
         rows = np.arange(len(reference.rewards))
-        batches = minibatches(rows, min(options.batch_size, len(rows)), experiment.seed * 10 + 3)
+        batches = minibatches(rows, options.batch_size, experiment.seed * 10 + 3)
         tokens = options.batch_size * options.responses * experiment.sampling.length
         return fit(
             run, "foresight", digest, state, update, batches, options.steps, tokens,
@@ -167,10 +173,21 @@ def anticipate(run: Run, text: Text, policy: Model, reference: Reference) -> Mod
 def stored_batch(
     run: Run, reference: Reference, rows: np.ndarray, step: int, responses: int
 ) -> foresight.Batch:
-    """Some stored responses of some prompts, with their quantiles, on the mesh; fixed by (seed, step).
+    """Some stored responses of some prompts, with their quantiles, on the mesh.
 
-    >>> stored_batch.__name__
-    'stored_batch'
+    Which ones depends on (seed, step) alone.
+
+    >>> from pathlib import Path
+    >>> from infalign_jax.batches import Prompts
+    >>> from infalign_jax.experiment import Experiment
+    >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
+    >>> prompts = Prompts(np.ones((5, 3)), np.ones((5, 3)), np.arange(5))
+    >>> tokens = Responses(np.ones((5, 8, 4)), np.ones((5, 8, 4), bool))
+    >>> reference = Reference(prompts, tokens, *[np.ones((5, 8))] * 4, "", {})
+    >>> run = Run(Experiment("quick"), Path("runs"), mesh)
+    >>> batch = stored_batch(run, reference, np.array([1, 4]), step=0, responses=3)
+    >>> batch.responses.tokens.shape, batch.prompts.index.tolist()
+    ((2, 3, 4), [1, 4])
     """
     k = reference.rewards.shape[1]
     rng = np.random.default_rng([run.experiment.seed, 4, step])

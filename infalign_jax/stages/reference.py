@@ -1,7 +1,7 @@
 """The stage `calibrate`: the reference policy's responses, scored, ranked once and stored."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -40,11 +40,19 @@ Sample = Callable[[Params, Prompts, Array], Rollouts]
 Score = Callable[[Params, Prompts, Responses], Array]
 
 
+@lru_cache(maxsize=8)
 def make_sample(run: Run, responses: int) -> Sample:
     """The jitted, sharded sampler: (params, prompts, key) -> rollouts [B, `responses`].
 
-    >>> make_sample.__name__
-    'make_sample'
+    >>> from pathlib import Path
+    >>> import flax.linen as nn
+    >>> from infalign_jax.experiment import Experiment
+    >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
+    >>> run = Run(Experiment("quick"), Path("runs"), mesh)
+    >>> prompts = Prompts(*(np.ones((2, 3), kind) for kind in (np.int32, bool)), np.arange(2))
+    >>> rollouts = jax.eval_shape(make_sample(run, 4), nn.unbox(run.boxed), prompts, run.key(0))
+    >>> rollouts.responses.tokens.shape  # B, K, T
+    (2, 4, 16)
     """
     batch, whole = meshes.batch_sharding(run.mesh), meshes.replicated(run.mesh)
     config, law = run.experiment.model, run.experiment.sampling
@@ -56,22 +64,39 @@ def make_sample(run: Run, responses: int) -> Sample:
     return jax.jit(sample, in_shardings=(layout, batch, whole), out_shardings=batch)
 
 
+@lru_cache(maxsize=8)
 def make_reward(run: Run) -> Score:
     """The jitted, sharded scorer: (reward params, prompts, responses) -> rewards [B, K].
 
-    >>> make_reward.__name__
-    'make_reward'
+    >>> from pathlib import Path
+    >>> import flax.linen as nn
+    >>> from infalign_jax.experiment import Experiment
+    >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
+    >>> run = Run(Experiment("quick"), Path("runs"), mesh)
+    >>> prompts = Prompts(*(np.ones((2, 3), kind) for kind in (np.int32, bool)), np.arange(2))
+    >>> responses = Responses(*(np.ones((2, 4, 5), kind) for kind in (np.int32, bool)))
+    >>> params = nn.unbox(reward.with_head(run.experiment.model, run.boxed))
+    >>> jax.eval_shape(make_reward(run), params, prompts, responses).shape
+    (2, 4)
     """
     config = run.experiment.model
     layout = meshes.shardings(run.mesh, reward.with_head(config, run.boxed))
     return _batched(run, partial(reward.rewards, config), layout)
 
 
+@lru_cache(maxsize=8)
 def make_log_probs(run: Run) -> Score:
     """The jitted, sharded (params, prompts, responses) -> log π(y | x) [B, K].
 
-    >>> make_log_probs.__name__
-    'make_log_probs'
+    >>> from pathlib import Path
+    >>> import flax.linen as nn
+    >>> from infalign_jax.experiment import Experiment
+    >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
+    >>> run = Run(Experiment("quick"), Path("runs"), mesh)
+    >>> prompts = Prompts(*(np.ones((2, 3), kind) for kind in (np.int32, bool)), np.arange(2))
+    >>> responses = Responses(*(np.ones((2, 4, 5), kind) for kind in (np.int32, bool)))
+    >>> jax.eval_shape(make_log_probs(run), nn.unbox(run.boxed), prompts, responses).shape
+    (2, 4)
     """
     layout = meshes.shardings(run.mesh, run.boxed)
     return _batched(run, partial(transformer.log_probs, run.experiment.model), layout)
@@ -89,8 +114,14 @@ def in_chunks(
 
     The last chunk is filled up with repeated prompts, so that nothing recompiles.
 
-    >>> in_chunks.__name__
-    'in_chunks'
+    >>> from pathlib import Path
+    >>> import flax.linen as nn
+    >>> from infalign_jax.experiment import Experiment
+    >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
+    >>> run = Run(Experiment("quick"), Path("runs"), mesh)
+    >>> prompts = Prompts(np.ones((5, 3)), np.ones((5, 3)), np.arange(5))
+    >>> in_chunks(run, "count", prompts, 2, lambda part: 10 * part.index).tolist()
+    [0, 10, 20, 30, 40]
     """
     total = len(prompts.index)
     meshes.check_batch(f"{what} chunk", chunk, run.mesh)
@@ -121,7 +152,8 @@ def calibrate(run: Run, prompts: Prompts, policy: Any, scorer: Any) -> Reference
 
     def chunk(part: Prompts) -> Any:
         rollouts = sample(policy.params, part, run.key(5))
-        return rollouts.responses, rollouts.log_probs, score(scorer.params, part, rollouts.responses)
+        responses = rollouts.responses
+        return responses, rollouts.log_probs, score(scorer.params, part, responses)
 
     def make() -> tuple[Any, dict[str, Any]]:
         responses, log_probs, rewards = in_chunks(run, "calibrate", prompts, options.chunk, chunk)

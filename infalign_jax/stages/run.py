@@ -13,12 +13,15 @@ from jax.sharding import Mesh
 
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm import transformer
-from infalign_jax.runtime import checkpoint, mesh as meshes
+from infalign_jax.runtime import checkpoint
+from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime.files import discard
 from infalign_jax.runtime.metrics import MetricsLog, phase
 from infalign_jax.training import Metrics, TrainState
 
 Params = Any
 Prepare = Callable[[Params, Any, int], Any]  # (params, rows, step) -> what the update takes
+Update = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 class Run(NamedTuple):
@@ -64,20 +67,34 @@ def stored(
 ) -> tuple[Any, dict[str, Any]]:
     """The stage's (tree, info): read where it is finished, else made and kept.
 
-    `like` gives shapes, dtypes and shardings. Says on standard error what is reused.
+    `like` gives shapes, dtypes and shardings. Says on standard error what is reused. Raises
+    ValueError where what is there is damaged, of another configuration or of a newer format.
 
-    >>> stored.__name__
-    'stored'
+    >>> import tempfile
+    >>> import numpy as np
+    >>> run = Run(Experiment("quick"), Path(tempfile.mkdtemp()), None)
+    >>> like = {"w": jax.ShapeDtypeStruct((2,), "float32")}
+    >>> _ = stored(run, "sft", "ab12", like, lambda: ({"w": np.ones(2, np.float32)}, {"steps": 5}))
+    >>> tree, info = stored(run, "sft", "ab12", like, lambda: ({}, {}))
+    >>> tree["w"].tolist(), info["steps"]
+    ([1.0, 1.0], 5)
     """
     path = stage_path(run, stage, digest)
-    if checkpoint.finished(path, digest):
+    if path.exists():
+        tree, info = checkpoint.load(path, like, digest=digest)
         say(f"{stage}  reused from {path}")
-        return checkpoint.load(path, like, digest=digest)
+        return tree, info
     began = time.monotonic()
     tree, info = make()
     info = {"seconds": time.monotonic() - began} | info
     checkpoint.save(path, tree, digest=digest, info=info)
+    discard(_progress(run, stage, digest))
     return tree, info
+
+
+def _progress(run: Run, stage: str, digest: str) -> Path:
+    """Where a stage that is under way keeps its checkpoints."""
+    return run.out / "progress" / f"{stage}-{digest}"
 
 
 def say(text: str) -> None:
@@ -102,40 +119,68 @@ def abstract(tree: Any, shardings: Any) -> Any:
     )
 
 
+class _Fit(NamedTuple):
+    """What is said and kept of one training loop."""
+
+    run: Run
+    stage: str
+    policy: str | None
+    progress: Path
+    began: float  # as if all its steps had been taken in this process
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def record(self, pending: tuple[int, Metrics], advance: Any) -> None:
+        """Logs one step's metrics; stops the run where they are not finite."""
+        step, metrics = pending
+        numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        seconds = round(self.seconds, 3)
+        self.run.log.append(self.stage, step, policy=self.policy, seconds=seconds, **numbers)
+        if not all(map(math.isfinite, numbers.values())):
+            bad = next(name for name, value in numbers.items() if not math.isfinite(value))
+            good = checkpoint.latest_step(self.progress)
+            kept = f"step {good} in {self.progress}" if good else "none: it broke before the first"
+            raise FloatingPointError(
+                f"{self.policy or self.stage}: expected finite numbers, got {bad} = {numbers[bad]} "
+                f"at step {step} (last good checkpoint: {kept}); lower the learning rate"
+            )
+        shown = [n for n in ("loss", "accuracy", "kl", "foresight", "quantile") if n in numbers]
+        advance(step, **{name: numbers[name] for name in shown[:3]})
+
+
 def fit(
-    run: Run,
-    stage: str,
-    digest: str,
-    state: TrainState,
-    update: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
-    batches: Any,
-    steps: int,
-    tokens: int,
-    prepare: Prepare | None = None,
-    policy: str | None = None,
-) -> tuple[Params, dict[str, Any]]:
+    run: Run, stage: str, digest: str, state: TrainState, update: Update, batches: Any,
+    steps: int, tokens: int, prepare: Prepare | None = None, policy: str | None = None,
+) -> tuple[Params, dict[str, Any]]:  # fmt: skip
     """Trains to `steps`, from the last checkpoint if there is one: (parameters, info).
 
     `batches` is a Grain iterator; `prepare` makes of its rows what `update` takes (default: lays
     them on the mesh). The metrics of a step are fetched after the next one is under way. Info has
-    the `seconds` and `tokens_per_second` of this process, its first step (which compiles) left
-    out of the rate; `tokens` counts a step's. Raises FloatingPointError on a loss that is not
-    finite.
+    the `seconds` that all steps took and the `tokens_per_second` of this process, its first step
+    (which compiles) left out; `tokens` counts a step's. Raises FloatingPointError on a loss that
+    is not finite.
 
-    >>> fit.__name__
-    'fit'
+    >>> import tempfile, optax
+    >>> import numpy as np
+    >>> from infalign_jax import training
+    >>> from infalign_jax.data import minibatches
+    >>> mesh, params = meshes.make(meshes.MeshConfig(), jax.devices()[:1]), {"w": np.float32(1)}
+    >>> run = Run(Experiment("quick"), Path(tempfile.mkdtemp()), mesh)
+    >>> state = training.initial_state(mesh, params, params, optax.sgd(0.5))
+    >>> loss = lambda params, batch: (params["w"] * batch.mean(), {})
+    >>> update = training.make_update(loss, optax.sgd(0.5), mesh, params)
+    >>> batches = minibatches(np.ones(4, np.float32), 2, seed=0)
+    >>> params, info = fit(run, "sft", "ab12", state, update, batches, steps=3, tokens=2)
+    >>> float(params["w"]), info["steps"]
+    (-0.5, 3)
     """
-    directory = run.out / "progress" / f"{stage}-{digest}"
-    start = checkpoint.latest_step(directory) or 0
-    if start:
-        like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
-        )
-        state, info = checkpoint.restore_step(directory, start, like)
-        batches.set_state(info["batches"])
-        say(f"{stage}  goes on from step {start}")
+    directory = _progress(run, stage, digest)
+    start, state, spent = _resumed(stage, directory, state, batches)
     run.log.rewind(stage, policy, start + 1)
-    began = first = time.monotonic()
+    own = _Fit(run, stage, policy, directory, time.monotonic() - spent)
+    first = time.monotonic()
     pending: tuple[int, Metrics] | None = None
     with phase(policy or stage, steps) as advance:
         for step in range(start, steps):
@@ -143,53 +188,46 @@ def fit(
             batch = prepare(state.params, rows, step) if prepare else put(run, rows)
             state, metrics = update(state, batch)
             if pending:
-                _record(run, stage, policy, began, directory, pending, advance)
+                own.record(pending, advance)
+            pending = step + 1, metrics
             if step == start:
                 jax.block_until_ready(metrics)
                 first = time.monotonic()
-            pending = step + 1, metrics
-            if (step + 1) % run.experiment.checkpoint_every == 0 and step + 1 < steps:
-                _record(run, stage, policy, began, directory, pending, advance)
+            if (step + 1) % run.experiment.checkpoint_every == 0 or step + 1 == steps:
+                own.record(pending, advance)
                 pending = None
-                info = {"batches": batches.get_state()}
-                checkpoint.save_step(directory, step + 1, state, info)
-        if pending:
-            _record(run, stage, policy, began, directory, pending, advance)
-    ended = time.monotonic()
-    rate = tokens * (steps - start - 1) / (ended - first) if steps - start > 1 else math.nan
-    return state.params, {"seconds": ended - began, "tokens_per_second": rate, "steps": steps}
+                if step + 1 < steps:
+                    info = {"batches": batches.get_state(), "seconds": own.seconds}
+                    checkpoint.save_step(directory, step + 1, state, info)
+    info = {"seconds": own.seconds, "steps": steps}
+    if steps - start > 1:
+        rate = tokens * (steps - start - 1) / (time.monotonic() - first)
+        info["tokens_per_second"] = rate
+    return state.params, info
+
+
+def _resumed(
+    stage: str, directory: Path, state: TrainState, batches: Any
+) -> tuple[int, TrainState, float]:
+    """The steps done, the state after them and the seconds they took, by the last checkpoint."""
+    start = checkpoint.latest_step(directory)
+    if start is None:
+        return 0, state, 0.0
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
+    state, info = checkpoint.restore_step(directory, start, like)
+    batches.set_state(info["batches"])
+    say(f"{stage}  goes on from step {start}")
+    return start, state, info["seconds"]
 
 
 def put(run: Run, rows: Any) -> Any:
     """Rows on the mesh, divided along their first axis.
 
-    >>> put.__name__
-    'put'
+    >>> import numpy as np
+    >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
+    >>> put(Run(Experiment("quick"), Path("runs"), mesh), np.zeros((4, 2))).shape
+    (4, 2)
     """
     return meshes.put_batch(rows, run.mesh)
-
-
-def _record(
-    run: Run,
-    stage: str,
-    policy: str | None,
-    began: float,
-    directory: Path,
-    pending: tuple[int, Metrics],
-    advance: Any,
-) -> None:
-    """Logs one step's metrics; stops the run where they are not finite."""
-    step, metrics = pending
-    numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    seconds = round(time.monotonic() - began, 3)
-    run.log.append(stage, step, policy=policy, seconds=seconds, **numbers)
-    if not all(map(math.isfinite, numbers.values())):
-        bad = next(name for name, value in numbers.items() if not math.isfinite(value))
-        good = checkpoint.latest_step(directory)
-        kept = f"the last good checkpoint is step {good} in {directory}" if good else "none is kept"
-        raise FloatingPointError(
-            f"{policy or stage}: expected finite numbers, got {bad} = {numbers[bad]} at step "
-            f"{step}; {kept}; lower the learning rate"
-        )
-    shown = [n for n in ("loss", "accuracy", "kl", "foresight", "quantile") if n in numbers]
-    advance(step, **{name: numbers[name] for name in shown[:3]})

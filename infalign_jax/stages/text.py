@@ -1,8 +1,9 @@
 """From preference pairs to arrays: the stages `tokenizer` and `data`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax
 
 from infalign_jax import data, hh, store, synthetic
 from infalign_jax.batches import Preferences, Prompts
@@ -35,16 +36,23 @@ class Text(NamedTuple):
 def load(run: Run) -> Text:
     """Both stages: pairs stored by TFDS, a tokenizer trained on the training split, arrays.
 
-    Each is kept under a digest of what it depends on, and reused where it is there.
+    Each is kept under a digest of what it depends on, and reused where it is there. Says on
+    standard error what had to be dropped or cut. Raises ValueError as the readers of data do, and
+    where a tokenizer from a file has another vocabulary than the model.
 
-    >>> load.__name__
-    'load'
+    >>> import tempfile
+    >>> few = SyntheticConfig(train_pairs=40, judge_pairs=4, validation_pairs=4, test_pairs=4)
+    >>> run = Run(Experiment("few", data=few, prompt_length=24), Path(tempfile.mkdtemp()), None)
+    >>> text = load(run)
+    >>> text.rows["train"].responses.tokens.shape, text.counts["train"]["kept"]
+    ((40, 2, 16), 40)
     """
     experiment = run.experiment
     pairs, counts, directory = _pairs(run)
+    file = experiment.tokenizer.file
     digest = checkpoint.digest(
         "text", experiment.data, experiment.tokenizer, directory.name, experiment.prompt_length,
-        experiment.sampling.length,
+        experiment.sampling.length, *([] if file is None else [tokenizers.load(file)]),
     )  # fmt: skip
     tokenizer = _tokenizer(run, pairs["train"], digest)
     rows = {}
@@ -52,7 +60,14 @@ def load(run: Run) -> Text:
         rows[split], counts[split] = data.encode(
             pairs[split], tokenizer, experiment.prompt_length, experiment.sampling.length
         )
+        _say_losses(split, counts[split])
     return Text(tokenizer, pairs, rows, counts, digest)
+
+
+def _say_losses(split: str, counts: dict[str, int]) -> None:
+    names = ("empty_rows", "long_prompt_rows", "long_response_rows", "cut_responses")
+    if lost := [f"{name.replace('_', ' ')} {counts[name]}" for name in names if counts[name]]:
+        say(f"data  {split}: {counts['kept']} of {counts['rows']} rows kept; {', '.join(lost)}")
 
 
 def _pairs(run: Run) -> tuple[dict[str, list[Pair]], dict[str, Any], Path]:
@@ -63,35 +78,83 @@ def _pairs(run: Run) -> tuple[dict[str, list[Pair]], dict[str, Any], Path]:
         case SyntheticConfig():
             source = checkpoint.digest("pairs", config)
             directory = run.out / "data" / source
-            splits: Any = None if directory.exists() else synthetic.pairs(config)
+            splits: Any = None if store.written(directory) else synthetic.pairs(config)
         case hh.HHConfig():
-            found, dropped = hh.read(config)
-            counts["read"] = dropped
+            found, counts["read"] = hh.read(config)
             source = checkpoint.digest("pairs", config, [list(pair) for pair in found])
             directory = run.out / "data" / source
             splits = hh.split(found, config)
-    if splits is not None:
+    if splits is None:
+        say(f"data  reused from {directory}")
+    else:
         store.write(splits, directory)
     return {split: store.read(directory, split) for split in SPLITS}, counts, directory
 
 
 def _tokenizer(run: Run, pairs: list[Pair], digest: str) -> Tokenizer:
-    path = run.out / "stages" / f"tokenizer-{digest}.model"
+    config, path = run.experiment.tokenizer, run.out / "stages" / f"tokenizer-{digest}.model"
     if path.exists():
         say(f"tokenizer  reused from {path}")
         return Tokenizer(tokenizers.load(path))
     texts = [text for pair in pairs for text in (pair.prompt, pair.chosen, pair.rejected)]
-    model = tokenizers.build(texts, run.experiment.tokenizer)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    model = tokenizers.build(texts, config)
+    tokenizer = Tokenizer(model)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise ValueError(
+            f"tokenizer.vocab_size: expected the {tokenizer.vocab_size} pieces of {config.file}, "
+            f"got {config.vocab_size}; set tokenizer.vocab_size and model.vocab_size to it"
+        )
     write_bytes(path, model)
-    return Tokenizer(model)
+    return tokenizer
 
 
-def prompts_of(text: Text, experiment: Experiment, split: str, most: int) -> tuple[list[str], Prompts]:
+def check_rows(text: Text, experiment: Experiment) -> None:
+    """Raises ValueError where a batch is larger than the rows or prompts that there are for it.
+
+    >>> import numpy as np
+    >>> rows = {"train": Prompts(np.zeros((5, 2)), np.zeros((5, 2)), np.arange(5))}
+    >>> check_rows(Text(None, {}, rows, {}, ""), Experiment("quick"))
+    Traceback (most recent call last):
+    ValueError: sft.batch_size: expected at most 5 (the rows of train), got 128; lower it or give \
+more pairs
+    """
+    fits = (("sft", experiment.sft, "train"), ("reward", experiment.reward, "train"),
+            ("reward", experiment.reward, "judge"))  # fmt: skip
+    for name, fit, split in fits:
+        there = len(jax.tree.leaves(text.rows[split])[0])
+        _check_batch(f"{name}.batch_size", fit.batch_size, there, f"rows of {split}")
+    there = len(prompts_of(text, experiment, "train", experiment.calibrate.prompts)[0])
+    _check_batch("align.batch_size", experiment.align.batch_size, there, "prompts of train")
+    if experiment.foresight.steps:
+        size = experiment.foresight.batch_size
+        _check_batch("foresight.batch_size", size, there, "prompts of train")
+    there = len(prompts_of(text, experiment, "test", experiment.evaluate.prompts)[0])
+    if there < 2:
+        raise ValueError(
+            f"evaluate.prompts: expected at least 2 prompts of test, got {there}; give more pairs"
+        )
+    if there < experiment.evaluate.prompts:
+        say(f"evaluate  only {there} prompts, which is all there are in test")
+
+
+def _check_batch(name: str, size: int, there: int, of: str) -> None:
+    if size > there:
+        raise ValueError(
+            f"{name}: expected at most {there} (the {of}), got {size}; lower it or give more pairs"
+        )
+
+
+def prompts_of(
+    text: Text, experiment: Experiment, split: str, most: int
+) -> tuple[list[str], Prompts]:
     """Up to `most` distinct prompts of a split that are short enough, as texts and arrays.
 
-    >>> prompts_of.__name__
-    'prompts_of'
+    >>> model = tokenizers.train(["ab ab"], tokenizers.TokenizerConfig(264, symbols=()))
+    >>> pairs = {"test": [Pair(prompt, "a", "b") for prompt in ("ab", "ab ab ab ab", "ab", "b")]}
+    >>> text = Text(Tokenizer(model), pairs, {}, {}, "")
+    >>> texts, prompts = prompts_of(text, Experiment("quick", prompt_length=3), "test", 9)
+    >>> texts, prompts.tokens.shape
+    (['ab', 'b'], (2, 3))
     """
     length = experiment.prompt_length
     every, _ = data.encode_prompts(
@@ -103,4 +166,4 @@ def prompts_of(text: Text, experiment: Experiment, split: str, most: int) -> tup
         if prompt.strip() and len(text.tokenizer.encode(prompt)) + 1 <= length
     ]
     most = min(most, len(kept))
-    return kept[:most], Prompts(every.tokens[:most], every.mask[:most], every.index[:most])
+    return kept[:most], jax.tree.map(lambda leaf: leaf[:most], every)
