@@ -133,8 +133,9 @@ def make_update(
     def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
         metrics = metrics | {"loss": value, "grad_norm": optax.tree.norm(grads)}
-        updates, optimiser_state = transform.update(grads, state.optimiser, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.numpy_dtype_promotion("standard"):  # Adam counts in integers, decays in floats
+            updates, optimiser_state = transform.update(grads, state.optimiser, state.params)
+            params = optax.apply_updates(state.params, updates)
         return TrainState(params, optimiser_state, state.step + 1), metrics
 
     return jax.jit(
