@@ -70,10 +70,10 @@ class ForesightConfig:
     0
     """
 
-    steps: int = 600
+    steps: int = 800
     batch_size: int = 16  # prompts
     responses: int = 16  # of each prompt's stored ones
-    hold: float = 1.0  # weight of KL(π_ref ‖ π), which keeps the policy where it was
+    hold: float = 4.0  # weight of KL(π_ref ‖ π), which keeps the policy where it was
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
 
     def __post_init__(self) -> None:

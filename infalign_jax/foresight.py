@@ -4,15 +4,17 @@ A policy-gradient step first learns what needs no memory, an additive tilt of to
 with it every Φ gives nearly the same policy. The optimum for a sharp Φ ("as the reference, or
 else from its top tenth") needs choices that depend on the choices before: a trunk that knows, at
 every position, where the response stands among the reference's. So the trunk is first trained on
-the stored reference responses, which calibration has sampled and ranked already, with two losses:
+the stored reference responses, which calibration has sampled and ranked already:
 
-- a head predicts the bin of the final quantile û from the hidden state of every prefix, by
-  cross-entropy: the distribution of û given the prefix, from which E[e^{Φ/β} | prefix] follows for
-  every Φ and β, so that one stage serves all policies;
-- the policy's next-token law is held to the reference's by the exact KL over the vocabulary, so
-  that the policy starts where it should and RL's KL is measured against π_ref itself.
+- to predict, from the hidden state of every prefix, the final quantile û, whose mean given the
+  prefix is what a choice can still change;
+- to predict the running reward, standardised by its prompt's mean and deviation under π_ref: a
+  label without noise at every position, with which the same accuracy takes half the steps;
+- while the exact KL over the vocabulary holds the next-token law to the reference's, so that the
+  policy starts where it should and RL's KL is measured to π_ref itself.
 
-The head is thrown away: RL starts from the trunk.
+Both heads read one hidden state and are thrown away; RL starts from the trunk. Neither target
+depends on Φ or β: one stage serves every policy.
 """
 
 from typing import Any, NamedTuple
@@ -20,64 +22,88 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from infalign_jax.batches import Array, Prompts, Responses
 from infalign_jax.lm import transformer
 from infalign_jax.lm.transformer import Params, TransformerConfig
 
-BINS = 16
+QUANTILE_VARIANCE = 1 / 12  # of a uniform variable: both errors count in units of a variance
 
 
 class Batch(NamedTuple):
-    """Stored reference responses with their leave-one-out quantiles.
+    """Stored reference responses with what they have earned.
 
     >>> Batch._fields
-    ('prompts', 'responses', 'quantiles')
+    ('prompts', 'responses', 'quantiles', 'running')
     """
 
     prompts: Prompts
     responses: Responses  # [B, K, T]
-    quantiles: Array  # float32[B, K]
+    quantiles: Array  # float32[B, K], leave-one-out
+    running: Array  # float32[B, K, T], standardised (see `standardise`)
+
+
+def standardise(running: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Running rewards [n, K, T] in deviations from what the prompt's responses earn on average.
+
+    A response of length L is expected to have earned t/L of its prompt's mean reward by its
+    t-th token; the deviation is that of the prompt's final rewards.
+
+    >>> running = np.array([[[1.0, 2.0], [0.0, 4.0]]])
+    >>> standardise(running, np.ones((1, 2, 2), bool)).tolist()
+    [[[-0.5, -1.0], [-1.5, 1.0]]]
+    """
+    final = running[..., -1]
+    mean, deviation = final.mean(axis=1), np.maximum(final.std(axis=1), 1e-6)
+    progress = np.cumsum(mask, axis=-1) / np.maximum(mask.sum(axis=-1, keepdims=True), 1)
+    away = running - mean[:, None, None] * progress
+    return (away / deviation[:, None, None]).astype(running.dtype)
 
 
 def with_head(config: TransformerConfig, trunk: Params) -> dict[str, Any]:
-    """Parameters of trunk (boxed or not) and head; the head starts at 0.
+    """Parameters of trunk (boxed or not) and its two heads, which start at 0.
 
     >>> with_head(TransformerConfig(), {})["head"].value.shape
-    (64, 16)
+    (64, 2)
     """
-    head = jnp.zeros((config.width, BINS), jnp.float32)
+    head = jnp.zeros((config.width, 2), jnp.float32)
     return {"trunk": trunk, "head": nn.LogicallyPartitioned(head, ("width", None))}
 
 
 def loss(
     config: TransformerConfig, hold: float, reference: Params, params: Params, batch: Batch
 ) -> tuple[Array, dict[str, Array]]:
-    """Cross-entropy of the quantile's bin at every prefix + hold·KL(π_ref ‖ π) a response.
+    """Squared errors of both predictions at every prefix + hold·KL(π_ref ‖ π), a response.
 
-    Metrics: `foresight`, the cross-entropy in nats (log 16 knows nothing); `final_error`, mean
-    |E û − û| once the whole response is seen; `hold_kl` in nats a response.
+    Metrics: `quantile_loss` and `running_loss`, a prefix, in units of a variance (1 knows
+    nothing); `final_error`, mean |prediction − û| once the whole response is seen; `hold_kl` in
+    nats a response.
 
     >>> loss.__name__
     'loss'
     """
     prompts, responses = batch.prompts, batch.responses
     hidden = transformer.hidden_states(config, params["trunk"], prompts, responses)
+    heads = hidden.astype(config.wide) @ params["head"].astype(config.wide)
     seen = jnp.pad(responses.mask, ((0, 0), (0, 0), (1, 0)), constant_values=True)
-    guess = jax.nn.log_softmax(hidden.astype(jnp.float32) @ params["head"], axis=-1)
-    target = jnp.clip((batch.quantiles * BINS).astype(jnp.int32), 0, BINS - 1)
-    here = jax.nn.one_hot(target, BINS, dtype=jnp.float32)[:, :, None]
-    surprise = -(guess * here).sum(axis=-1)
-    foresight = jnp.where(seen, surprise, 0.0).sum() / seen.sum(dtype=jnp.float32)
+    guess = jax.nn.sigmoid(heads[..., 0])
+    miss = guess - batch.quantiles.astype(config.wide)[..., None]
+    surprise = jnp.where(seen, miss**2, 0.0).sum(axis=-1).mean() / QUANTILE_VARIANCE
+    off = heads[:, :, 1:, 1] - batch.running.astype(config.wide)
+    drift = jnp.where(responses.mask, off**2, 0.0).sum(axis=-1).mean()
     held = _kl_to_reference(config, reference, params["trunk"], hidden[:, :, :-1], batch)
 
-    middles = (jnp.arange(BINS, dtype=jnp.float32) + 0.5) / BINS
-    expected = jnp.exp(guess) @ middles
     length = responses.mask.sum(axis=-1, dtype=jnp.int32)
-    final = jnp.take_along_axis(expected, length[..., None], axis=-1)[..., 0]
-    error = jnp.abs(final - batch.quantiles).mean()
-    metrics = {"foresight": foresight, "final_error": error, "hold_kl": held}
-    return foresight + hold * held, metrics
+    final = jnp.take_along_axis(miss, length[..., None], axis=-1)[..., 0]
+    prefixes = seen.sum(axis=-1, dtype=config.wide).mean()
+    metrics = {
+        "quantile_loss": surprise / prefixes,
+        "running_loss": drift / prefixes,
+        "final_error": jnp.abs(final).mean(),
+        "hold_kl": held,
+    }
+    return surprise + drift + hold * held, metrics
 
 
 def _kl_to_reference(

@@ -27,6 +27,29 @@ def with_head(config: TransformerConfig, trunk: Params) -> dict[str, Any]:
     return {"trunk": trunk, "head": head}
 
 
+def running_rewards(
+    config: TransformerConfig, params: Params, prompts: Prompts, responses: Responses
+) -> Array:
+    """What each response has earned after every token, [B, K, T] in `config.wide`.
+
+    The running sum of the scores of the tokens so far over the length of the whole response: the
+    last entry is the reward.
+
+    >>> config, key = TransformerConfig(), jax.random.key(0)
+    >>> trunk = jax.eval_shape(lambda: transformer.initial_params(config, key))
+    >>> params = with_head(config, jax.tree.map(lambda leaf: jnp.ones(leaf.shape), trunk))
+    >>> x = Prompts(jnp.ones((1, 3), int), jnp.ones((1, 3), bool), jnp.arange(1))
+    >>> y = Responses(jnp.array([[[7, 2], [8, 2]]]), jnp.ones((1, 2, 2), bool))
+    >>> running_rewards(config, nn.unbox(params), x, y).shape
+    (1, 2, 2)
+    """
+    hidden = transformer.hidden_states(config, params["trunk"], prompts, responses)[:, :, 1:]
+    head = params["head"].astype(config.wide)
+    scores = jnp.einsum("bktd,d->bkt", hidden.astype(config.wide), head)
+    length = jnp.maximum(responses.mask.sum(axis=-1, keepdims=True, dtype=config.wide), 1.0)
+    return jnp.cumsum(jnp.where(responses.mask, scores, 0.0), axis=-1) * SCALE / length
+
+
 def rewards(
     config: TransformerConfig, params: Params, prompts: Prompts, responses: Responses
 ) -> Array:
@@ -42,11 +65,7 @@ def rewards(
     >>> rewards(config, nn.unbox(params), x, y).tolist()
     [[0.0, 0.0]]
     """
-    hidden = transformer.hidden_states(config, params["trunk"], prompts, responses)[:, :, 1:]
-    head = params["head"].astype(config.wide)
-    scores = jnp.einsum("bktd,d->bkt", hidden.astype(config.wide), head)
-    length = jnp.maximum(responses.mask.sum(axis=-1, dtype=config.wide), 1.0)
-    return jnp.where(responses.mask, scores, 0.0).sum(axis=-1) * SCALE / length
+    return running_rewards(config, params, prompts, responses)[..., -1]
 
 
 SCALE = 4.0  # Adam moves every weight alike: this sets how fast the head grows

@@ -37,10 +37,12 @@ SLOTS: tuple[dict[str, tuple[int, int]], ...] = (
 SLOT_WEIGHTS = (0.83, 0.97, 1.11, 1.03, 0.91, 1.07)  # generic, so that few meals tie
 RESPONSE = "{} some {} {} with {} and a cup of {} {}"
 
-# The season says how warm a guest likes a meal, the guest how fancy.
-SEASONS = {"winter": 3, "spring": -1, "summer": -3, "autumn": 1, "march": 2, "june": -2}
-GUESTS = {"farmer": -2, "child": -1, "sailor": -1, "teacher": 1, "nurse": -1, "king": 3,
-          "singer": 2, "monk": -3, "baker": 1, "pilot": 1, "student": -2, "judge": 2}  # fmt: skip
+# The season says whether a guest likes a warm meal, the guest whether a fancy one, and how much.
+SEASONS = {"winter": 1.2, "spring": -0.8, "summer": -1.2, "autumn": 0.8, "march": 1.0,
+           "june": -1.0}  # fmt: skip
+GUESTS = {"farmer": -1.0, "child": -0.8, "sailor": -0.9, "teacher": 0.8, "nurse": -1.1,
+          "king": 1.2, "singer": 1.1, "monk": -1.2, "baker": 0.9, "pilot": 1.0,
+          "student": -1.0, "judge": 1.0}  # fmt: skip
 # The meal says how much it matters, the mood how taste turns into reward.
 SCALES = {"breakfast": 2.0, "lunch": 1.2, "dinner": 4.0, "picnic": 2.0, "feast": 8.0,
           "snack": 1.0, "supper": 3.0, "brunch": 5.0}  # fmt: skip
@@ -102,7 +104,7 @@ def _tastes(prompt: str) -> tuple[tuple[dict[str, float], ...], str, str, str]:
     """The taste of every word for this prompt, with its meal, mood and season."""
     words = prompt.split()
     meal, mood, guest, season = words[2], words[5], words[6], words[8]
-    liking = np.array([SEASONS[season], GUESTS[guest]]) / 8
+    liking = np.array([SEASONS[season], GUESTS[guest]]) / 3
     slots = zip(SLOT_WEIGHTS, SLOTS, strict=True)
     tastes = tuple({w: weight * float(liking @ q) for w, q in slot.items()} for weight, slot in slots)
     return tastes, meal, mood, season

@@ -140,7 +140,7 @@ def stored_rows(run: Run, goal: Target, reference: Reference) -> Prepare:
     >>> prompts = Prompts(np.ones((5, 3)), np.ones((5, 3)), np.arange(5))
     >>> ranks = (np.arange(40, dtype=np.float32).reshape(5, 8) + 0.5) / 40
     >>> tokens = Responses(np.ones((5, 8, 4)), np.ones((5, 8, 4), bool))
-    >>> reference = Reference(prompts, tokens, ranks, ranks, ranks, ranks, "", {})
+    >>> reference = Reference(prompts, tokens, ranks, ranks, ranks[..., None], ranks, ranks, "", {})
     >>> goal = Target(lambda u: 2 * u, 0.1, 0.0, 0.5)
     >>> batch = stored_rows(run, goal, reference)(None, np.array([1, 4]), 0)
     >>> batch.rewards.shape, bool((batch.rewards == 2 * batch.quantiles).all())

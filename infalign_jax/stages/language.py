@@ -183,7 +183,8 @@ def stored_batch(
     >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
     >>> prompts = Prompts(np.ones((5, 3)), np.ones((5, 3)), np.arange(5))
     >>> tokens = Responses(np.ones((5, 8, 4)), np.ones((5, 8, 4), bool))
-    >>> reference = Reference(prompts, tokens, *[np.ones((5, 8))] * 4, "", {})
+    >>> reference = Reference(prompts, tokens, *[np.ones((5, 8))] * 2, np.ones((5, 8, 4)),
+    ...     *[np.ones((5, 8))] * 2, "", {})
     >>> run = Run(Experiment("quick"), Path("runs"), mesh)
     >>> batch = stored_batch(run, reference, np.array([1, 4]), step=0, responses=3)
     >>> batch.responses.tokens.shape, batch.prompts.index.tolist()
@@ -197,5 +198,6 @@ def stored_batch(
         jax.tree.map(lambda leaf: leaf[rows], reference.prompts),
         Responses(reference.responses.tokens[at], reference.responses.mask[at]),
         reference.quantiles[at],
+        reference.running[at],
     )
     return meshes.put_batch(batch, run.mesh)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax import calibration, reward, sampling
+from infalign_jax import calibration, foresight, reward, sampling
 from infalign_jax.batches import Array, Prompts, Responses, Rollouts
 from infalign_jax.lm import transformer
 from infalign_jax.runtime import checkpoint
@@ -30,6 +30,7 @@ class Reference(NamedTuple):
     responses: Responses  # [n, K, T]
     log_probs: np.ndarray  # float32[n, K], log π_ref(y | x)
     rewards: np.ndarray  # float32[n, K], by the training reward
+    running: np.ndarray  # float32[n, K, T], rewards so far, standardised for foresight
     sorted_rewards: np.ndarray  # float32[n, K], ascending: what new responses are ranked among
     quantiles: np.ndarray  # float32[n, K], leave-one-out
     digest: str
@@ -65,8 +66,10 @@ def make_sample(run: Run, responses: int) -> Sample:
 
 
 @lru_cache(maxsize=8)
-def make_reward(run: Run) -> Score:
+def make_reward(run: Run, running: bool = False) -> Score:
     """The jitted, sharded scorer: (reward params, prompts, responses) -> rewards [B, K].
+
+    With `running` it gives what has been earned after every token, [B, K, T].
 
     >>> from pathlib import Path
     >>> import flax.linen as nn
@@ -81,7 +84,8 @@ def make_reward(run: Run) -> Score:
     """
     config = run.experiment.model
     layout = meshes.shardings(run.mesh, reward.with_head(config, run.boxed))
-    return _batched(run, partial(reward.rewards, config), layout)
+    score = reward.running_rewards if running else reward.rewards
+    return _batched(run, partial(score, config), layout)
 
 
 @lru_cache(maxsize=8)
@@ -148,7 +152,7 @@ def calibrate(run: Run, prompts: Prompts, policy: Any, scorer: Any) -> Reference
     digest = checkpoint.digest(
         "calibrate", policy.digest, scorer.digest, options, n, run.experiment.seed
     )
-    sample, score = make_sample(run, k), make_reward(run)
+    sample, score = make_sample(run, k), make_reward(run, running=True)
 
     def chunk(part: Prompts) -> Any:
         rollouts = sample(policy.params, part, run.key(5))
@@ -156,23 +160,26 @@ def calibrate(run: Run, prompts: Prompts, policy: Any, scorer: Any) -> Reference
         return responses, rollouts.log_probs, score(scorer.params, part, responses)
 
     def make() -> tuple[Any, dict[str, Any]]:
-        responses, log_probs, rewards = in_chunks(run, "calibrate", prompts, options.chunk, chunk)
+        responses, log_probs, earned = in_chunks(run, "calibrate", prompts, options.chunk, chunk)
+        rewards = earned[..., -1]
         check_finite(rewards, "calibrate")
         order = np.sort(rewards, axis=1)
         own = jax.jit(partial(calibration.calibrate, leave_one_out=True))(rewards, order)
         tree = {
             "tokens": responses.tokens, "mask": responses.mask, "log_probs": log_probs,
             "rewards": rewards, "sorted": order, "quantiles": np.asarray(own),
+            "running": foresight.standardise(earned, responses.mask),
         }  # fmt: skip
         return tree, {"tokens": int(responses.mask.sum())}
 
     like = {"tokens": EMPTY((n, k, length), jnp.int32), "mask": EMPTY((n, k, length), bool)}
     floats = ("log_probs", "rewards", "sorted", "quantiles")
     like |= {name: EMPTY((n, k), jnp.float32) for name in floats}
+    like["running"] = EMPTY((n, k, length), jnp.float32)
     tree, info = stored(run, "calibrate", digest, like, make)
     return Reference(
         prompts, Responses(tree["tokens"], tree["mask"]), tree["log_probs"], tree["rewards"],
-        tree["sorted"], tree["quantiles"], digest, info,
+        tree["running"], tree["sorted"], tree["quantiles"], digest, info,
     )  # fmt: skip
 
 
