@@ -103,14 +103,16 @@ def truncate(logits: Array, config: SamplingConfig) -> Array:
 def draw(logits: Array, uniform: Array) -> Array:
     """Tokens int32[...] drawn from softmax(logits[..., V]) by inverting its CDF at `uniform`.
 
+    A logit of -inf is never drawn: its place in the CDF could rise by rounding, so it has none.
+
     >>> import jax.numpy as jnp
     >>> draw(jnp.log(jnp.array([[0.25, 0.75], [0.25, 0.75]])), jnp.array([0.2, 0.3])).tolist()
     [0, 1]
     """
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-    cdf = jnp.cumsum(weights, axis=-1)
-    below = cdf <= uniform.astype(cdf.dtype)[..., None] * cdf[..., -1:]
-    return jnp.minimum(below.sum(axis=-1, dtype=jnp.int32), logits.shape[-1] - 1)
+    cdf = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
+    total = cdf.max(axis=-1, keepdims=True)
+    return jnp.argmax(cdf > uniform.astype(cdf.dtype)[..., None] * total, axis=-1).astype(jnp.int32)
 
 
 def sample(
@@ -135,7 +137,7 @@ def sample(
     ((2, 3, 4), (2, 3))
     """
     model, variables = transformer.Transformer(config), {"params": params}
-    batch, length = prompts.tokens.shape[0], sampling.length
+    length = sampling.length
     last, prefix = model.apply(variables, prompts, method="prefill")
     uniform = uniforms(key, prompts.index, responses, length)
 
@@ -160,15 +162,20 @@ def sample(
             ended=state.ended | (token == sampling.end),
         )
 
-    shape = (batch, responses)
-    start = _State(
+    start = _start(config, last, responses, length)
+    end = jax.lax.while_loop(lambda s: (s.step < length) & ~s.ended.all(), advance, start)
+    return Rollouts(prompts, Responses(end.tokens, end.mask), end.log_probs)
+
+
+def _start(config: TransformerConfig, last: Array, responses: int, length: int) -> _State:
+    """Nothing drawn yet, after prompts whose last hidden states are last[B, D]."""
+    shape = (last.shape[0], responses)
+    return _State(
         step=jnp.zeros((), jnp.int32),
         hidden=jnp.broadcast_to(last[:, None], (*shape, config.width)),
-        cache=transformer.empty_cache(config, batch, responses, length),
+        cache=transformer.empty_cache(config, *shape, length),
         tokens=jnp.zeros((*shape, length), jnp.int32),
         mask=jnp.zeros((*shape, length), bool),
         log_probs=jnp.zeros(shape, config.wide),
         ended=jnp.zeros(shape, bool),
     )
-    end = jax.lax.while_loop(lambda s: (s.step < length) & ~s.ended.all(), advance, start)
-    return Rollouts(prompts, Responses(end.tokens, end.mask), end.log_probs)

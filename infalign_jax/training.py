@@ -54,6 +54,12 @@ class OptimiserConfig:
             raise ValueError(f"learning_rate: expected a positive number, got {self.learning_rate}")
         if not self.clip_norm > 0:
             raise ValueError(f"clip_norm: expected a positive number, got {self.clip_norm}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps: expected at least 0, got {self.warmup_steps}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay: expected at least 0, got {self.weight_decay}")
+        if not 0 <= self.b2 < 1:
+            raise ValueError(f"b2: expected a number in [0, 1), got {self.b2}; 0.99 is usual")
 
 
 def optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransformation:
