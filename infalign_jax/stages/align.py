@@ -42,6 +42,8 @@ class Target(NamedTuple):
 def target(policy: PolicyConfig) -> Target:
     """Φ with its β: the one given, or the one whose optimum has the KL asked for.
 
+    Raises ValueError for a KL out of reach.
+
     >>> round(target(PolicyConfig("log", kl=0.6362943611)).beta, 3)
     0.333
     """
@@ -51,6 +53,11 @@ def target(policy: PolicyConfig) -> Target:
         beta = float(notation.beta_for_kl(name, policy.kl))
     phi = notation.transformation(name, beta)
     kl, _ = frontier.curve(phi, notation.procedure("standard"), beta)
+    if policy.kl is not None and not abs(float(kl) / policy.kl - 1) < 0.01:
+        raise ValueError(
+            f"policies: expected a KL that {name} can be computed at, got kl={policy.kl:g} (the "
+            f"nearest is {float(kl):.3g}); set another"
+        )
     return Target(phi, beta, float(frontier.log_partition(phi, beta)), float(kl))
 
 

@@ -1,0 +1,52 @@
+"""The real pipeline at toy size: `infalign run tests/toy_run.py` takes seconds."""
+
+import os
+import subprocess
+import sys
+
+from infalign_jax.experiment import (
+    AlignConfig,
+    CalibrateConfig,
+    EvaluateConfig,
+    Experiment,
+    FitConfig,
+    ForesightConfig,
+    PolicyConfig,
+)
+from infalign_jax.lm.tokenizer import TokenizerConfig
+from infalign_jax.lm.transformer import TransformerConfig
+from infalign_jax.sampling import SamplingConfig
+from infalign_jax.synthetic import SyntheticConfig
+
+FIT = FitConfig(steps=3, batch_size=8)
+
+experiment = Experiment(
+    name="toy",
+    data=SyntheticConfig(train_pairs=60, judge_pairs=30, validation_pairs=20, test_pairs=20),
+    tokenizer=TokenizerConfig(vocab_size=320, symbols=()),
+    model=TransformerConfig(vocab_size=320, width=16, layers=1, heads=2, kv_heads=1, mlp_width=32),
+    prompt_length=32,
+    sampling=SamplingConfig(length=32),
+    sft=FIT,
+    reward=FIT,
+    calibrate=CalibrateConfig(prompts=8, responses=8, chunk=8),
+    foresight=ForesightConfig(steps=3, batch_size=4, responses=4),
+    align=AlignConfig(steps=4, batch_size=4, responses=4),
+    policies=(PolicyConfig("identity", beta=0.3), PolicyConfig("exponential(10)", kl=0.5)),
+    evaluate=EvaluateConfig(
+        prompts=4, responses=8, reference_responses=24, procedures=("best_of_4",)
+    ),
+    checkpoint_every=2,
+)
+
+
+def command(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    """The command as a process of its own, running this experiment."""
+    source = "import sys; from infalign_jax.cli import main; sys.exit(main())"
+    return subprocess.Popen(
+        [sys.executable, "-c", source, "run", __file__, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+    )
