@@ -30,7 +30,7 @@ experiment = Experiment(
     model=TransformerConfig(
         vocab_size=1024, width=96, layers=2, heads=4, kv_heads=2, mlp_width=288
     ),
-    sft=FitConfig(steps=500, batch_size=32, optimiser=OptimiserConfig(learning_rate=2e-3)),
+    sft=FitConfig(steps=120, batch_size=32, optimiser=OptimiserConfig(learning_rate=2e-3)),
     reward=FitConfig(
         steps=60,
         batch_size=32,

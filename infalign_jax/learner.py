@@ -11,6 +11,7 @@ Both have the same optimum, π ∝ π_ref·e^{R/β}, where R − β·log(π/π_r
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -54,7 +55,7 @@ def policy_gradient(
         raise ValueError(f"baseline: expected partition or leave_one_out, got {baseline}")
 
     def loss(params: Params, batch: Batch) -> tuple[Array, Metrics]:
-        log_pi = log_probs(params, batch.rollouts.prompts, batch.rollouts.responses)
+        log_pi = _log_pi(log_probs, params, batch)
         log_ratio = jax.lax.stop_gradient(log_pi) - batch.reference_log_probs
         value = batch.rewards / beta - log_ratio
         if baseline == "partition":
@@ -91,13 +92,20 @@ def regression(log_probs: LogProbs, beta: float, log_partition: float) -> Loss:
     """
 
     def loss(params: Params, batch: Batch) -> tuple[Array, Metrics]:
-        log_pi = log_probs(params, batch.rollouts.prompts, batch.rollouts.responses)
+        log_pi = _log_pi(log_probs, params, batch)
         log_ratio = log_pi - batch.reference_log_probs
         residual = batch.rewards / beta - log_ratio - log_partition
         metrics = _metrics(batch, *jax.lax.stop_gradient((log_ratio, residual)))
         return 0.5 * (residual**2).mean(), metrics
 
     return loss
+
+
+def _log_pi(log_probs: LogProbs, params: Params, batch: Batch) -> Array:
+    """log π(y | x) [B, K]; refuses numbers of another shape, which would broadcast in silence."""
+    log_pi = log_probs(params, batch.rollouts.prompts, batch.rollouts.responses)
+    chex.assert_equal_shape([log_pi, batch.rewards, batch.reference_log_probs])
+    return log_pi
 
 
 def _metrics(batch: Batch, log_ratio: Array, advantage: Array) -> Metrics:
