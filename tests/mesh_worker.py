@@ -1,0 +1,114 @@
+"""Run with 8 simulated devices: one update of every stage, and some sampling, on every mesh.
+
+Writes an .npz of gradients "STAGE/MESH/leaf", tokens "tokens/MESH", and how arrays lie.
+"""
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import conftest  # noqa: F401  (the guards)
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import toy
+
+from infalign_jax import foresight, learner, reward, sampling, training
+from infalign_jax.batches import Preferences, Rollouts
+from infalign_jax.lm import transformer
+from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime.mesh import MeshConfig
+from infalign_jax.sampling import SamplingConfig
+from infalign_jax.stages.language import sft_loss
+
+MESHES = {
+    "data": MeshConfig(data=8),
+    "fsdp": MeshConfig(data=2, fsdp=4),
+    "data×tensor": MeshConfig(data=4, tensor=2),
+}
+CONFIG = toy.config()
+PROMPTS = toy.prompts((6, 1, 4, 2, 5, 3, 6, 1))
+REFERENCE = toy.params(CONFIG)
+
+# Leaves the parameters where they are and keeps the gradient as its state.
+KEEP = optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda gradient, state, params: (jax.tree.map(jnp.zeros_like, gradient), gradient),
+)
+
+
+def boxed() -> Any:
+    return jax.eval_shape(lambda: transformer.initial_params(CONFIG, jax.random.key(0)))
+
+
+def stages() -> dict[str, tuple[Any, Any, Any, Any]]:
+    """By stage: parameters as shapes with axes, parameters, loss, batch."""
+    pair, four = toy.responses(8, 2), toy.responses(8, 4)
+    rng = np.random.default_rng(5)
+    u, log_ref = rng.uniform(0, 1, (8, 4)), rng.normal(-9, 1, (8, 4))
+    u, log_ref = jnp.asarray(u, jnp.float32), jnp.asarray(log_ref, jnp.float32)
+    running = jnp.asarray(rng.standard_normal((8, 4, 5)), jnp.float32)
+    start, pairs = toy.params(CONFIG, 1), Preferences(PROMPTS, pair)
+    head = jnp.asarray(rng.standard_normal((16, 2)), jnp.float32)
+    rollouts = learner.Batch(Rollouts(PROMPTS, four, log_ref), 2 * u, log_ref, u, u)
+    policy = partial(transformer.log_probs, CONFIG)
+    return {
+        "sft": (boxed(), start, partial(sft_loss, CONFIG), pairs),
+        "reward": (
+            reward.with_head(CONFIG, boxed()),
+            {"trunk": start, "head": head[:, 0]},
+            partial(reward.loss, CONFIG),
+            pairs,
+        ),
+        "foresight": (
+            foresight.with_head(CONFIG, boxed()),
+            {"trunk": start, "head": head},
+            partial(foresight.loss, CONFIG, 4.0, REFERENCE),
+            foresight.Batch(PROMPTS, four, u, running),
+        ),
+        "align": (
+            boxed(), start, learner.policy_gradient(policy, 0.3, 0.7, "leave_one_out"), rollouts,
+        ),
+    }  # fmt: skip
+
+
+def one_update(mesh: Any, stage: tuple[Any, Any, Any, Any]) -> tuple[Any, Any]:
+    shapes, params, loss, batch = stage
+    state = training.initial_state(mesh, shapes, params, KEEP)
+    update = training.make_update(loss, KEEP, mesh, shapes)
+    return update(state, meshes.put_batch(batch, mesh))
+
+
+def tokens(mesh: Any) -> jax.Array:
+    config, law = toy.config(compute="float64"), SamplingConfig(length=6)
+    batch, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
+
+    def draw(params: Any, prompts: Any, key: jax.Array) -> jax.Array:
+        return sampling.sample(config, law, params, prompts, key, 4).responses.tokens
+
+    layout = meshes.shardings(mesh, boxed())
+    sample = jax.jit(draw, in_shardings=(layout, batch, whole), out_shardings=batch)
+    params = jax.device_put(REFERENCE, layout)
+    return sample(params, meshes.put_batch(PROMPTS, mesh), jax.random.key(3))
+
+
+def found() -> Iterator[tuple[str, Any]]:
+    made = {"one": meshes.make(MeshConfig(), jax.devices()[:1])}
+    made |= {name: meshes.make(config) for name, config in MESHES.items()}
+    for name, mesh in made.items():
+        for stage, parts in stages().items():
+            state, metrics = one_update(mesh, parts)
+            yield f"{stage}/{name}/loss", metrics["loss"]
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state.optimiser):
+                yield f"{stage}/{name}/{jax.tree_util.keystr(path)}", leaf
+        query = state.params["blocks"]["query"]
+        yield f"lies/{name}", np.array(query.sharding.shard_shape(query.shape))
+        with jax.enable_x64(True):
+            yield f"tokens/{name}", tokens(mesh)
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8
+    np.savez(sys.argv[1], **{name: np.asarray(value) for name, value in found()})

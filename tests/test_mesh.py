@@ -1,0 +1,129 @@
+"""Eight simulated devices do what one does, and what they cannot do they say in a line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+
+from infalign_jax.lm import transformer
+from infalign_jax.lm.transformer import TransformerConfig
+from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime.mesh import MeshConfig
+
+Figures = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> Figures:
+    """What `mesh_worker.py` found, in a process of its own that has 8 devices."""
+    out, folder = tmp_path_factory.mktemp("mesh") / "found.npz", Path(__file__).parent
+    flags = "--xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false"
+    paths = os.pathsep.join([str(folder), str(folder.parent), os.environ.get("PYTHONPATH", "")])
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
+    command = [sys.executable, str(folder / "mesh_worker.py"), str(out)]
+    subprocess.run(command, env=env, check=True, timeout=600)
+    with np.load(out, allow_pickle=False) as found:
+        return dict(found)
+
+
+MESHES = ("data", "fsdp", "data×tensor")
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("stage", ["sft", "reward", "foresight", "align"])
+def test_gradients_are_those_of_one_device(figures: Figures, stage: str, mesh: str) -> None:
+    alone = {name: leaf for name, leaf in figures.items() if name.startswith(f"{stage}/one/")}
+    assert len(alone) > 10
+    for name, expected in alone.items():
+        got = figures[name.replace("/one/", f"/{mesh}/")]
+        size = np.linalg.norm(expected)
+        assert size > 0, name
+        assert np.linalg.norm(got - expected) <= 1e-4 * size, name
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_sampled_tokens_are_those_of_one_device(figures: Figures, mesh: str) -> None:
+    np.testing.assert_array_equal(figures[f"tokens/{mesh}"], figures["tokens/one"])
+    assert len(np.unique(figures["tokens/one"].reshape(-1, 6), axis=0)) > 20
+
+
+def test_parameters_are_divided_as_the_mesh_says(figures: Figures) -> None:
+    """The query weights [layers, width, heads·d]: width over fsdp, heads over tensor."""
+    lies = {mesh: figures[f"lies/{mesh}"].tolist() for mesh in ("one", *MESHES)}
+    assert lies == {
+        "one": [2, 16, 16],
+        "data": [2, 16, 16],
+        "fsdp": [2, 4, 16],
+        "data×tensor": [2, 16, 8],
+    }
+
+
+def abstract(**sizes: int) -> jax.sharding.AbstractMesh:
+    names = ("data", "fsdp", "tensor")
+    return jax.sharding.AbstractMesh(tuple(sizes.get(name, 1) for name in names), names)
+
+
+@pytest.mark.parametrize(
+    ("data", "fsdp", "size", "use"), [(8, 1, 12, 8), (4, 2, 20, 16), (8, 1, 3, 8)]
+)
+def test_a_batch_that_the_mesh_does_not_divide(data: int, fsdp: int, size: int, use: int) -> None:
+    mesh = abstract(data=data, fsdp=fsdp)
+    words = f"sft.batch_size: expected a multiple of data × fsdp = 8, got {size}; use {use}"
+    with pytest.raises(ValueError) as caught:
+        meshes.check_batch("sft.batch_size", size, mesh)
+    assert str(caught.value) == words
+    meshes.check_batch("sft.batch_size", use, mesh)
+
+
+def test_the_tensor_axis_does_not_divide_batches() -> None:
+    meshes.check_batch("sft.batch_size", 3, abstract(tensor=8))
+
+
+@pytest.mark.parametrize("config", [MeshConfig(data=3), MeshConfig(fsdp=2), MeshConfig(tensor=5)])
+def test_sizes_must_multiply_to_the_devices(config: MeshConfig) -> None:
+    with pytest.raises(ValueError, match="product is the 1 devices there are"):
+        meshes.make(config, jax.devices()[:1])
+
+
+@pytest.mark.parametrize("sizes", [{"data": -1}, {"fsdp": 0}, {"tensor": 0}])
+def test_impossible_meshes_are_refused(sizes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="expected data >= 0, fsdp >= 1, tensor >= 1"):
+        MeshConfig(**sizes)
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 3}, {"tensor": 5}])
+def test_an_axis_that_does_not_divide_the_model(sizes: dict[str, int]) -> None:
+    config = toy.config()
+    boxed = jax.eval_shape(lambda: transformer.initial_params(config, jax.random.key(0)))
+    axis, size = next(iter(sizes.items()))
+    with pytest.raises(ValueError, match=f"expected {axis} to divide .* got {axis}={size}"):
+        meshes.shardings(abstract(**sizes), boxed)
+
+
+def test_a_big_model_fits_a_pod_on_paper() -> None:
+    """8 billion parameters over 16 × 8 devices: 60 million a device, without one array made."""
+    config = TransformerConfig(
+        vocab_size=128_256, width=4096, layers=32, heads=32, kv_heads=8, mlp_width=14_336
+    )
+    boxed = jax.eval_shape(lambda: transformer.initial_params(config, jax.random.key(0)))
+    layout = meshes.shardings(abstract(data=2, fsdp=16, tensor=8), boxed)
+    shapes = jax.tree.map(
+        lambda leaf, where: where.shard_shape(leaf.shape), nn.unbox(boxed), layout
+    )
+    parts = jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, tuple))
+    assert sum(np.prod(part) for part in parts) < 7.6e9 / 100
+
+
+def test_host_rows_are_laid_over_the_batch_axes() -> None:
+    mesh = meshes.make(MeshConfig(), jax.devices()[:1])
+    laid = meshes.put_batch({"x": np.arange(6).reshape(3, 2)}, mesh)["x"]
+    assert tuple(laid.sharding.spec) == (("data", "fsdp"),)
+    assert laid.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert isinstance(laid, jnp.ndarray)
