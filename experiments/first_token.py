@@ -59,7 +59,8 @@ def main() -> None:
         rows = [reach(*row, beta) for row in zip(first, rewards, strict=True)]
         kl, win_rate = np.mean(rows, axis=0)
         bound = float(frontier.frontier_win_rate(notation.procedure("best_of_4"), kl))
-        print(f"{beta:.4f} {kl:.3f}   {win_rate:.4f}     {bound:.4f}    {100 * (bound - win_rate):.1f}")
+        gap = 100 * (bound - win_rate)
+        print(f"{beta:.4f} {kl:.3f}   {win_rate:.4f}     {bound:.4f}    {gap:.1f}")
 
 
 if __name__ == "__main__":

@@ -32,15 +32,15 @@ experiment = Experiment(
     ),
     sft=FitConfig(steps=120, batch_size=32, optimiser=OptimiserConfig(learning_rate=2e-3)),
     reward=FitConfig(
-        steps=60,
+        steps=30,
         batch_size=32,
         optimiser=OptimiserConfig(learning_rate=1e-3, weight_decay=0.1),
     ),
     calibrate=CalibrateConfig(prompts=256, responses=64, chunk=16),
-    foresight=ForesightConfig(
-        steps=300, batch_size=8, optimiser=OptimiserConfig(learning_rate=1e-3)
+    foresight=ForesightConfig(steps=0),  # 540 rows teach it less than its KL costs
+    align=AlignConfig(
+        steps=250, batch_size=16, responses=16, optimiser=OptimiserConfig(learning_rate=2e-4)
     ),
-    align=AlignConfig(steps=250, batch_size=8, optimiser=OptimiserConfig(learning_rate=1e-3)),
     policies=(
         PolicyConfig("identity", kl=0.5),
         PolicyConfig("exponential(-10)", kl=0.5),

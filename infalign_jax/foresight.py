@@ -76,12 +76,18 @@ def loss(
 ) -> tuple[Array, dict[str, Array]]:
     """Squared errors of both predictions at every prefix + hold·KL(π_ref ‖ π), a response.
 
-    Metrics: `quantile_loss` and `running_loss`, a prefix, in units of a variance (1 knows
-    nothing); `final_error`, mean |prediction − û| once the whole response is seen; `hold_kl` in
-    nats a response.
+    Metrics: `quantile_loss` and `running_loss`, a prefix, in units of the variance of the final
+    quantile and reward; `final_error`, mean |prediction − û| once the whole response is seen;
+    `hold_kl` in nats a response.
 
-    >>> loss.__name__
-    'loss'
+    >>> config, key = TransformerConfig(), jax.random.key(0)
+    >>> trunk = nn.unbox(transformer.initial_params(config, key))
+    >>> x = Prompts(jnp.ones((1, 3), int), jnp.ones((1, 3), bool), jnp.arange(1))
+    >>> y = Responses(jnp.array([[[7, 2], [8, 2]]]), jnp.ones((1, 2, 2), bool))
+    >>> batch = Batch(x, y, jnp.array([[0.25, 0.75]]), jnp.zeros((1, 2, 2)))
+    >>> value, metrics = loss(config, 1.0, trunk, nn.unbox(with_head(config, trunk)), batch)
+    >>> round(float(value), 3), float(metrics["final_error"])  # guesses 1/2: 3 · 12 · (1/4)²
+    (2.25, 0.25)
     """
     prompts, responses = batch.prompts, batch.responses
     hidden = transformer.hidden_states(config, params["trunk"], prompts, responses)
@@ -96,10 +102,10 @@ def loss(
 
     length = responses.mask.sum(axis=-1, dtype=jnp.int32)
     final = jnp.take_along_axis(miss, length[..., None], axis=-1)[..., 0]
-    prefixes = seen.sum(axis=-1, dtype=config.wide).mean()
+    tokens = responses.mask.sum(axis=-1, dtype=config.wide).mean()
     metrics = {
-        "quantile_loss": surprise / prefixes,
-        "running_loss": drift / prefixes,
+        "quantile_loss": surprise / (tokens + 1),
+        "running_loss": drift / tokens,
         "final_error": jnp.abs(final).mean(),
         "hold_kl": held,
     }

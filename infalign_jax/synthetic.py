@@ -1,19 +1,19 @@
 """A small real language with a known true reward: planning a meal for a guest.
 
 A prompt names a meal, a mood, a guest and a season ("plan a feast for a proud king in winter").
-A response makes six choices of eight ("roast some smoky duck with cheese and a cup of wine proudly"). Words
-and prompt attributes carry two qualities (warm, fancy); what a guest likes is the
-sum of the attributes' qualities, and the taste of a meal is how well its words agree with it, plus
-a harmony between neighbours. The true reward is that taste on a scale, with a shape and an offset
-that differ from prompt to prompt, as reward models' do: preferences (Bradley–Terry) reveal scale
-and shape, never the offset.
+A response makes six choices of eight, "roast some smoky duck with cheese and a cup of wine
+proudly". Words carry two qualities, warm and fancy. The season says whether the guest likes the
+one, who the guest is whether the other; the taste of a meal is how well its words agree with that,
+plus a harmony between neighbours. The true reward is that taste on a scale, with a shape and an
+offset that differ from prompt to prompt, as reward models' do: preferences (Bradley–Terry) reveal
+scale and shape, never the offset. Whoever wrote the responses has listened to the prompt a little.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from math import exp, log1p, prod, sinh
+from math import exp, log1p, sinh
 
 import numpy as np
 
@@ -87,7 +87,7 @@ class SyntheticConfig:
 
     @property
     def prompts(self) -> int:
-        return prod(map(len, (SCALES, SHAPES, GUESTS, SEASONS)))
+        return len(SCALES) * len(SHAPES) * len(GUESTS) * len(SEASONS)
 
     @property
     def pairs(self) -> dict[str, int]:
@@ -106,7 +106,7 @@ def _tastes(prompt: str) -> tuple[tuple[dict[str, float], ...], str, str, str]:
     meal, mood, guest, season = words[2], words[5], words[6], words[8]
     liking = np.array([SEASONS[season], GUESTS[guest]]) / 3
     slots = zip(SLOT_WEIGHTS, SLOTS, strict=True)
-    tastes = tuple({w: weight * float(liking @ q) for w, q in slot.items()} for weight, slot in slots)
+    tastes = tuple({w: weight * float(liking @ q) for w, q in s.items()} for weight, s in slots)
     return tastes, meal, mood, season
 
 
@@ -116,7 +116,7 @@ def true_reward(prompt: str, response: str) -> float:
     >>> prompt = "plan a feast for a proud king in winter"
     >>> fine = true_reward(prompt, "roast some smoky duck with cheese and a cup of wine proudly")
     >>> poor = true_reward(prompt, "toss some plain beans with rice and a cup of water quickly")
-    >>> fine > poor > true_reward(prompt, "")
+    >>> fine > true_reward(prompt, "") and fine > poor
     True
     """
     tastes, meal, mood, season = _tastes(prompt)
@@ -132,7 +132,7 @@ def true_reward(prompt: str, response: str) -> float:
 
 
 def _grammar(config: SyntheticConfig) -> list[np.ndarray]:
-    """Logits of a word after the word before it, one [8, 8] table a slot (the first has one row)."""
+    """Logits of a word after the word before it: a [8, 8] table a slot, [1, 8] for the first."""
     rng = np.random.default_rng(config.seed)
     return [
         config.sharpness * rng.normal(size=(1 if slot == 0 else 8, 8)) for slot in range(len(SLOTS))
@@ -148,9 +148,7 @@ def _choice_logits(config: SyntheticConfig, prompts: list[str]) -> list[np.ndarr
     ]
 
 
-def _responses(
-    config: SyntheticConfig, prompts: list[str], rng: np.random.Generator
-) -> list[str]:
+def _responses(config: SyntheticConfig, prompts: list[str], rng: np.random.Generator) -> list[str]:
     """One response to each prompt, by grammar and by the prompt's liking."""
     count = len(prompts)
     chosen = np.zeros((count, len(SLOTS)), int)
@@ -199,7 +197,7 @@ def pairs(config: SyntheticConfig) -> dict[str, Iterator[Pair]]:
 
 
 def chosen_nats(config: SyntheticConfig, pairs: list[Pair], draws: int = 64) -> float:
-    """The entropy floor of SFT: −log p(chosen | prompt) under the law that drew the pairs, averaged.
+    """The entropy floor of SFT: mean −log p(chosen | prompt) under the law that drew the pairs.
 
     In nats a response. The chosen of two has p(y)·2·E_z[σ(r(y) − r(z))], the expectation taken
     over `draws` responses z.
