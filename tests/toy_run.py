@@ -40,9 +40,9 @@ experiment = Experiment(
 )
 
 
-def command(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-    """The command as a process of its own, running this experiment."""
-    source = "import sys; from infalign_jax.cli import main; sys.exit(main())"
+def command(*arguments: object, first: str = "", **environment: str) -> subprocess.Popen[str]:
+    """The command as a process of its own, running this experiment; `first` is run before it."""
+    source = f"{first}\nimport sys; from infalign_jax.cli import main; sys.exit(main())"
     return subprocess.Popen(
         [sys.executable, "-c", source, "run", __file__, *map(str, arguments)],
         stdout=subprocess.PIPE,

@@ -1,0 +1,130 @@
+"""Stopped at any moment and run again, a run ends as if nothing had happened."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import toy_run
+
+from infalign_jax.runtime import checkpoint
+
+SETTINGS = ("--set", "align.steps=8")
+
+STOPS = """
+import os
+from infalign_jax.runtime.metrics import MetricsLog
+append = MetricsLog.append
+def stopping(log, stage, step, **numbers):
+    append(log, stage, step, **numbers)
+    if (stage, step) == ("align", 5):
+        os.kill(os.getpid(), %d)
+MetricsLog.append = stopping
+"""
+
+
+def finish(out: Path, *arguments: str) -> str:
+    process = toy_run.command("--out", out, *arguments)
+    _, err = process.communicate(timeout=1200)
+    assert process.returncode == 0, err
+    return err
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What is compiled once serves every process of this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, compiled: None) -> Path:
+    """A run up to the stage before `align`."""
+    out = tmp_path_factory.mktemp("prepared") / "run"
+    finish(out, *SETTINGS, "--stage", "foresight")
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Path:
+    """That run, finished without a stop."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    shutil.copytree(prepared, out)
+    finish(out, *SETTINGS)
+    return out
+
+
+def stop_while_aligning(out: Path, number: signal.Signals) -> tuple[int, str]:
+    """Runs to a step between two checkpoints of `align`, where the signal comes: (code, said)."""
+    process = toy_run.command("--out", out, *SETTINGS, first=STOPS % number)
+    _, err = process.communicate(timeout=1200)
+    return process.returncode, err
+
+
+def parameters(out: Path) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays of every aligned policy, by stage and name."""
+    found = {}
+    for stage in sorted((out / "stages").glob("align-*")):
+        leaves = json.loads((stage / "header.json").read_text())["leaves"]
+        like = {name: jax.ShapeDtypeStruct(*leaf) for name, leaf in leaves.items()}
+        found[stage.name], _ = checkpoint.load(stage, like, digest=stage.name.split("-")[1])
+    return found
+
+
+def figures(out: Path) -> dict[str, Any]:
+    """results.json but for the times."""
+    results = json.loads((out / "results.json").read_text())
+    for policy in results["policies"]:
+        del policy["seconds"]
+    return {k: v for k, v in results.items() if k not in ("seconds", "tokens_per_second")}
+
+
+def steps(out: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl but for the times."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def check_same(out: Path, whole: Path) -> None:
+    one, other = parameters(out), parameters(whole)
+    assert one.keys() == other.keys()
+    assert len(one) == 2
+    for stage, leaves in one.items():
+        assert leaves.keys() == other[stage].keys()
+        for name, leaf in leaves.items():
+            np.testing.assert_array_equal(leaf, other[stage][name], err_msg=f"{stage} {name}")
+    assert figures(out) == figures(whole)
+    assert steps(out) == steps(whole)
+
+
+@pytest.mark.slow
+def test_killed_while_aligning_it_ends_the_same(
+    prepared: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(prepared, out)
+    code, _ = stop_while_aligning(out, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert not (out / "results.json").exists()
+    said = finish(out, *SETTINGS)
+    assert "align  goes on from step 4\n" in said
+    check_same(out, whole)
+
+
+@pytest.mark.slow
+def test_terminated_while_aligning_it_says_how_to_go_on(
+    prepared: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(prepared, out)
+    code, said = stop_while_aligning(out, signal.SIGTERM)
+    assert code == 143
+    assert said.splitlines()[-1].startswith("infalign: stopped; to continue, run again: infalign")
+    finish(out, *SETTINGS)
+    check_same(out, whole)
