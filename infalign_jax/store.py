@@ -45,6 +45,8 @@ def write(splits: Mapping[str, Iterable[Pair]], directory: str | Path) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             _builder(rows, digest, directory).download_and_prepare()
     except RuntimeError as error:  # array_record reports the system's errors so
+        if isinstance(error.__cause__, UnicodeError):
+            raise
         raise OSError(
             f"expected room for the preference pairs in {directory}, got {error}; free some space "
             "or choose another directory, and run again"

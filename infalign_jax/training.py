@@ -68,8 +68,9 @@ def optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransformati
     The first step of a warm-up of 10 is a tenth of the learning rate long:
 
     >>> adam, w = optimiser(OptimiserConfig(learning_rate=0.1, warmup_steps=10), 100), jnp.ones(2)
-    >>> first, state = adam.update(w, adam.init(w), w)
-    >>> second, _ = adam.update(w, state, w)
+    >>> with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes integers with floats
+    ...     first, state = adam.update(w, adam.init(w), w)
+    ...     second, _ = adam.update(w, state, w)
     >>> first.tolist(), (second / 0.01).round(3).tolist()
     ([-0.0, -0.0], [-1.0, -1.0])
     """
