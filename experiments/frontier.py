@@ -1,8 +1,8 @@
 """Five Φ at two KLs each on the synthetic task, against the analytic frontier.
 
 Command:   infalign run experiments/frontier.py --seed 0 --out runs/frontier-0
-Cost:      about half an hour a seed on two CPU cores
-Expected:  experiments/results/frontier/README.md
+Cost:      about half an hour a seed on two CPU cores (estimated from its first policies)
+Expected:  not stored yet: no seed has been run to its end
 """
 
 from infalign_jax.experiment import (

@@ -1,7 +1,7 @@
 """Anthropic HH harmless-base, worst of 4: the same pipeline on real human preferences.
 
 Command:   infalign run experiments/hh_harmless.py --set data.directory=PATH/TO/hh
-Cost:      about ten minutes on two CPU cores with the 2,000 rows of the test file
+Cost:      under 20 minutes on two CPU cores with the 2,000 rows of the test file
 Expected:  experiments/results/hh/README.md; a reward model this small is weak, and says so
 """
 

@@ -1,7 +1,7 @@
 """Anthropic HH helpful-base, best of 4: the same pipeline on real human preferences.
 
 Command:   infalign run experiments/hh_helpful.py --set data.directory=PATH/TO/hh
-Cost:      about ten minutes on two CPU cores with the 2,000 rows of the test file
+Cost:      under 20 minutes on two CPU cores with the 2,000 rows of the test file
 Expected:  experiments/results/hh/README.md; a reward model this small is weak, and says so
 """
 
