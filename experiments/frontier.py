@@ -43,5 +43,5 @@ experiment = Experiment(
             "optimal(best_of_4)",
         )
     ),
-    evaluate=EvaluateConfig(prompts=128, responses=128, reference_responses=1152),
+    evaluate=EvaluateConfig(prompts=128, responses=128, reference_responses=1216),
 )

@@ -36,5 +36,5 @@ experiment = Experiment(
         PolicyConfig("identity", kl=0.5),
         PolicyConfig("exponential(10)", kl=0.5),
     ),
-    evaluate=EvaluateConfig(prompts=128, responses=128, reference_responses=1152),
+    evaluate=EvaluateConfig(prompts=128, responses=128, reference_responses=1216),
 )
