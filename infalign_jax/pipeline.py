@@ -103,7 +103,7 @@ def _run(run: Run, until: int) -> dict[str, Any]:
     costs.note("calibrate", stored.info)
     if until < STAGES.index("foresight"):
         return {}
-    start = language.anticipate(run, words, sft, stored)
+    start = language.anticipate(run, sft, stored)
     if experiment.foresight.steps:
         costs.note("foresight", start.info)
     if until < STAGES.index("align"):

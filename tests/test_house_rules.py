@@ -143,7 +143,7 @@ def test_a_missing_example_is_found(source: str, count: int) -> None:
         (("fi" + "le:///simple",), 1),
         (("https://py" + "pi.org/simple",), 1),
         (("--out runs/quickstart --set data.directory=../shared/data/hh",), 0),
-        (("a tokens/s", "and/or", "~/work/x", "/usr/bin/env", "{}/work/x"), 0),
+        (("a tokens/s", "and/or", "~/wo" + "rk/x", "/usr/bin/env", "{}/wo" + "rk/x"), 0),
     ],
 )
 def test_a_place_of_one_machine_is_found(words: tuple[str, ...], count: int) -> None:

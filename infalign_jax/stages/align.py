@@ -1,4 +1,4 @@
-"""The stage `align`: for each Φ and β, the KL-regularised RL of section 3 of the README."""
+"""The stage `align`: for each Φ and β, the KL-regularised RL of `learner.py`."""
 
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from infalign_jax.stages.reference import (
     make_log_probs,
     make_reward,
     make_sample,
+    pick,
 )
 from infalign_jax.stages.run import Params, Prepare, Run, abstract, fit, put, stored
 from infalign_jax.transformations import Transformation
@@ -153,14 +154,11 @@ def stored_rows(run: Run, goal: Target, reference: Reference) -> Prepare:
     >>> batch.rewards.shape, bool((batch.rewards == 2 * batch.quantiles).all())
     ((2, 2), True)
     """
-    k, count = reference.rewards.shape[1], run.experiment.align.responses
+    count = run.experiment.align.responses
     rewards = np.asarray(jax.jit(goal.transformation)(jnp.asarray(reference.quantiles)))
 
     def prepare(params: Params, rows: np.ndarray, step: int) -> learner.Batch:
-        rng = np.random.default_rng([run.experiment.seed, 5, step])
-        picked = rng.permuted(np.tile(np.arange(k), (len(rows), 1)), axis=1)[:, :count]
-        at = rows[:, None], picked
-        prompts = jax.tree.map(lambda leaf: leaf[rows], reference.prompts)
+        prompts, at = pick(reference, rows, count, [run.experiment.seed, 5, step])
         responses = jax.tree.map(lambda leaf: leaf[at], reference.responses)
         log_ref = reference.log_probs[at]
         rollouts = Rollouts(prompts, responses, log_ref)

@@ -192,17 +192,29 @@ def measure(
         rates[procedure] = win_rates(own, reference, procedure)
         bounds[procedure] = float(frontier.frontier_win_rate(notation.procedure(procedure), kl))
     gaps = {p: bounds[p] - rates[p]["train"]["mean"] for p in bounds}
-    rows = own.responses.tokens
-    distinct = [len(np.unique(row, axis=0)) / len(row) for row in rows]
     return {
         "name": name, "transformation": notation.canonical(transformation),
         "beta": policy.info["beta"], "target_kl": policy.info["target_kl"],
         "kl": kl, "kl_standard_error": kl_error, "win_rates": rates,
         "frontier_win_rate": bounds, "frontier_gap": gaps,
-        "entropy": float(-own.log_probs.mean()), "distinct": float(np.mean(distinct)),
-        "length": float(own.responses.mask.sum(axis=-1).mean()),
+        **variety(own),
         "seconds": policy.info["seconds"], "steps": policy.info["steps"],
     }  # fmt: skip
+
+
+def variety(own: Samples) -> dict[str, float]:
+    """Entropy in nats a response, share of distinct responses a prompt, mean length in tokens.
+
+    >>> same = Responses(np.ones((2, 4, 3), int), np.ones((2, 4, 3), bool))
+    >>> variety(Samples(same, np.full((2, 4), -2.0), np.zeros((2, 4)), {}))
+    {'entropy': 2.0, 'distinct': 0.25, 'length': 3.0}
+    """
+    rows = own.responses.tokens
+    return {
+        "entropy": float(-own.log_probs.mean()),
+        "distinct": float(np.mean([len(np.unique(row, axis=0)) / len(row) for row in rows])),
+        "length": float(own.responses.mask.sum(axis=-1).mean()),
+    }
 
 
 def win_rates(own: Samples, reference: Samples, procedure: str) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from infalign_jax import calibration, evaluation, procedures, synthetic
-from infalign_jax.stages.evaluate import Samples, decoded
-from infalign_jax.stages.language import Model, sft_loss
+from infalign_jax.stages.evaluate import Samples, decoded, variety
+from infalign_jax.stages.language import Model, parts, sft_loss
 from infalign_jax.stages.run import Run
 from infalign_jax.stages.text import Text
 from infalign_jax.synthetic import SyntheticConfig
@@ -29,13 +29,7 @@ def reference_facts(reference: Samples) -> dict[str, Any]:
     half = rewards.shape[1] // 2  # independent samples on both sides
     best = min(128, half)
     atoms = [np.unique(row, return_counts=True)[1].max() / row.size for row in rewards]
-    rows = reference.responses.tokens
-    facts: dict[str, Any] = {
-        "entropy": float(-reference.log_probs.mean()),
-        "length": float(reference.responses.mask.sum(axis=-1).mean()),
-        "distinct": float(np.mean([len(np.unique(row, axis=0)) / len(row) for row in rows])),
-        "largest_atom": float(max(atoms)),
-    }
+    facts: dict[str, Any] = variety(reference) | {"largest_atom": float(max(atoms))}
     facts[f"best_of_{best}"] = {
         scorer: evaluation.win_rate(
             rewards[:, :half], rewards[:, half:], procedures.best_of_n(best),
@@ -53,11 +47,9 @@ def sft_facts(run: Run, text: Text, sft: Model) -> dict[str, float]:
     >>> sft_facts.__name__
     'sft_facts'
     """
-    rows = text.rows["validation"]
     loss = jax.jit(partial(sft_loss, run.experiment.model))
     nats, counts = [], []
-    for begin in range(0, len(rows.prompts.index), 64):
-        part = jax.tree.map(lambda leaf: leaf[begin : begin + 64], rows)  # noqa: B023
+    for part in parts(text.rows["validation"]):
         nats.append(float(loss(sft.params, part)[1]["nats"]))
         counts.append(len(part.prompts.index))
     facts = {"sft_loss": float(np.average(nats, weights=counts))}

@@ -1,5 +1,6 @@
 """The stages that train on text: `sft`, `reward` and `judge`, and `foresight`."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,8 +15,8 @@ from infalign_jax.experiment import FitConfig
 from infalign_jax.lm import transformer
 from infalign_jax.runtime import checkpoint
 from infalign_jax.runtime import mesh as meshes
-from infalign_jax.stages.reference import Reference
-from infalign_jax.stages.run import Params, Run, abstract, fit, stored
+from infalign_jax.stages.reference import Reference, pick
+from infalign_jax.stages.run import Params, Run, abstract, fit, put, stored
 from infalign_jax.stages.text import Text
 
 
@@ -93,6 +94,18 @@ def reward_model(run: Run, text: Text, reference: Model, judge: bool) -> Model:
     return model._replace(info=model.info | held_out_accuracy(run, model.params, text))
 
 
+def parts(rows: Preferences) -> Iterator[Preferences]:
+    """Rows in their order, 64 at a time.
+
+    >>> from infalign_jax.batches import Prompts
+    >>> rows = Preferences(Prompts(*[np.zeros(99)] * 3), Responses(*[np.zeros(99)] * 2))
+    >>> [len(part.prompts.index) for part in parts(rows)]
+    [64, 35]
+    """
+    for begin in range(0, len(rows.prompts.index), 64):
+        yield jax.tree.map(lambda leaf: leaf[begin : begin + 64], rows)  # noqa: B023
+
+
 def held_out_accuracy(run: Run, params: Params, text: Text) -> dict[str, float]:
     """Accuracy on the pairs of validation and test, its standard error, and a length-only baseline.
 
@@ -102,9 +115,7 @@ def held_out_accuracy(run: Run, params: Params, text: Text) -> dict[str, float]:
     score = jax.jit(partial(reward.rewards, run.experiment.model))
     right, longer = [], []
     for split in ("validation", "test"):
-        rows = text.rows[split]
-        for begin in range(0, len(rows.prompts.index), 64):
-            part = jax.tree.map(lambda leaf: leaf[begin : begin + 64], rows)  # noqa: B023
+        for part in parts(text.rows[split]):
             values = np.asarray(score(params, part.prompts, part.responses))
             lengths = part.responses.mask.sum(axis=-1)
             right.append(np.asarray(reward.correct(jnp.asarray(values[:, 0] - values[:, 1]))))
@@ -137,7 +148,7 @@ def _supervised(
     return Model(params, digest, info)
 
 
-def anticipate(run: Run, text: Text, policy: Model, reference: Reference) -> Model:
+def anticipate(run: Run, policy: Model, reference: Reference) -> Model:
     """The stage `foresight`: the policy's trunk, which has learnt to foresee the quantile.
 
     With `foresight.steps = 0` the reference policy itself.
@@ -190,14 +201,7 @@ def stored_batch(
     >>> batch.responses.tokens.shape, batch.prompts.index.tolist()
     ((2, 3, 4), [1, 4])
     """
-    k = reference.rewards.shape[1]
-    rng = np.random.default_rng([run.experiment.seed, 4, step])
-    picked = rng.permuted(np.tile(np.arange(k), (len(rows), 1)), axis=1)[:, :responses]
-    at = rows[:, None], picked
-    batch = foresight.Batch(
-        jax.tree.map(lambda leaf: leaf[rows], reference.prompts),
-        Responses(reference.responses.tokens[at], reference.responses.mask[at]),
-        reference.quantiles[at],
-        reference.running[at],
-    )
-    return meshes.put_batch(batch, run.mesh)
+    prompts, at = pick(reference, rows, responses, [run.experiment.seed, 4, step])
+    picked = jax.tree.map(lambda leaf: leaf[at], reference.responses)
+    batch = foresight.Batch(prompts, picked, reference.quantiles[at], reference.running[at])
+    return put(run, batch)

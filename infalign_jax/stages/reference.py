@@ -37,6 +37,27 @@ class Reference(NamedTuple):
     info: dict[str, Any]
 
 
+def pick(
+    reference: Reference, rows: np.ndarray, responses: int, seed: list[int]
+) -> tuple[Prompts, tuple[np.ndarray, np.ndarray]]:
+    """Some prompts, by number, and where `responses` of each one's stored responses lie.
+
+    Which ones hangs on `seed` alone, without replacement.
+
+    >>> prompts = Prompts(np.ones((5, 3)), np.ones((5, 3)), np.arange(5))
+    >>> tokens = Responses(np.ones((5, 8, 4)), np.ones((5, 8, 4), bool))
+    >>> ranks = np.arange(40).reshape(5, 8)
+    >>> reference = Reference(prompts, tokens, *[ranks] * 5, "", {})
+    >>> prompts, at = pick(reference, np.array([1, 4]), 8, [0, 4])
+    >>> prompts.index.tolist(), np.sort(ranks[at], axis=1)[:, 0].tolist()
+    ([1, 4], [8, 32])
+    """
+    k = reference.rewards.shape[1]
+    rng = np.random.default_rng(seed)
+    picked = rng.permuted(np.tile(np.arange(k), (len(rows), 1)), axis=1)[:, :responses]
+    return jax.tree.map(lambda leaf: leaf[rows], reference.prompts), (rows[:, None], picked)
+
+
 Sample = Callable[[Params, Prompts, Array], Rollouts]
 Score = Callable[[Params, Prompts, Responses], Array]
 

@@ -146,7 +146,7 @@ class _Fit(NamedTuple):
                 f"{self.policy or self.stage}: expected finite numbers, got {bad} = {numbers[bad]} "
                 f"at step {step} (last good checkpoint: {kept}); lower the learning rate"
             )
-        shown = [n for n in ("loss", "accuracy", "kl", "foresight", "quantile") if n in numbers]
+        shown = [n for n in ("loss", "accuracy", "kl", "final_error", "quantile") if n in numbers]
         advance(step, **{name: numbers[name] for name in shown[:3]})
 
 
