@@ -26,7 +26,9 @@ experiment = Experiment(
     tokenizer=TokenizerConfig(vocab_size=576, symbols=()),
     prompt_length=12,
     sampling=SamplingConfig(length=14),
-    model=TransformerConfig(vocab_size=576, width=64, layers=2, heads=4, kv_heads=2, mlp_width=192),
+    model=TransformerConfig(
+        vocab_size=576, width=64, layers=2, heads=4, kv_heads=2, mlp_width=192, unroll=2
+    ),
     sft=FitConfig(steps=250, optimiser=OptimiserConfig(learning_rate=3e-3)),
     reward=FitConfig(steps=600, optimiser=OptimiserConfig(learning_rate=2e-3)),
     calibrate=CalibrateConfig(prompts=1024, responses=128),

@@ -95,7 +95,9 @@ def _run(run: Run, until: int) -> dict[str, Any]:
         return {}
     scorer = language.reward_model(run, words, sft, judge=False)
     costs.note("reward", scorer.info)
-    judge = language.reward_model(run, words, sft, judge=True)
+    trunk = language.sft(run, words, judge=True)
+    costs.note("judge_sft", trunk.info)
+    judge = language.reward_model(run, words, trunk, judge=True)
     costs.note("judge", judge.info)
     if until < STAGES.index("calibrate"):
         return {}

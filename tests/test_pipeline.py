@@ -106,7 +106,8 @@ def test_results_say_what_callers_rely_on(done: Done) -> None:
 def test_every_step_has_one_line(done: Done) -> None:
     lines = [json.loads(line) for line in (done.out / "metrics.jsonl").read_text().splitlines()]
     counted = Counter((line["stage"], line.get("policy"), line["step"]) for line in lines)
-    steps = {("sft", None): 3, ("reward", None): 3, ("judge", None): 3, ("foresight", None): 3}
+    once = ("sft", "reward", "judge_sft", "judge", "foresight")
+    steps: dict[tuple[str, str | None], int] = {(stage, None): 3 for stage in once}
     steps |= {("align", policy.name): 4 for policy in toy_run.experiment.policies}
     wanted = {(*stage, step): 1 for stage, n in steps.items() for step in range(1, n + 1)}
     assert counted == wanted
@@ -144,7 +145,7 @@ def test_a_second_run_makes_nothing_again(done: Done) -> None:
     again = run(toy_run.experiment, done.out)
     assert {path: path.stat().st_mtime_ns for path in (done.out / "stages").rglob("*")} == made
     kinds = [line.split()[0] for line in again.said.splitlines() if " reused from " in line]
-    once = ("data", "tokenizer", "sft", "reward", "judge", "calibrate", "foresight")
+    once = ("data", "tokenizer", "sft", "reward", "judge_sft", "judge", "calibrate", "foresight")
     assert kinds == [*once, "align", "align", "samples", "samples", "samples"]
     timing = ("seconds", "tokens_per_second")
     assert [{k: v for k, v in each.results.items() if k not in timing} for each in (done, again)]

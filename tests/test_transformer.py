@@ -143,6 +143,31 @@ def test_rematerialising_changes_no_gradient() -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), *gradients)
 
 
+def test_unrolling_changes_nothing_but_the_program() -> None:
+    found, loops = [], []
+    for unroll in (1, 2):
+        config = toy.config(layers=2, unroll=unroll)
+
+        def total(params: Any, config: TransformerConfig = config) -> jax.Array:
+            return transformer.log_probs(config, params, toy.prompts(), toy.responses()).sum()
+
+        step = jax.jit(jax.value_and_grad(total))
+        params = toy.params(config)
+        loops.append("while" in step.lower(params).compile().as_text())
+        found.append(step(params))
+    assert loops == [True, False]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), *found)
+
+
+def test_gradients_of_a_projection_are_those_of_a_product() -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = ((2, 3, 5, 4), (4, 6), (2, 3, 5, 6))
+    x, weight, g = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+    wanted = jax.vjp(lambda x, w: x @ w, x, weight)[1](g)
+    found = jax.vjp(layers.project, x, weight)[1](g)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, wanted)
+
+
 def equations(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         yield equation

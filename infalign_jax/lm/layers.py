@@ -35,10 +35,11 @@ class TransformerConfig:
     rope_base: float = 10_000.0
     compute: Literal["float32", "bfloat16", "float64"] = "float32"  # parameters stay float32
     rematerialise: bool = False
+    unroll: int = 1  # layers compiled in one piece: on CPU a scan's body does without threads
 
     def __post_init__(self) -> None:
         least = min(self.vocab_size, self.width, self.layers, self.kv_heads, self.mlp_width)
-        if least < 1 or self.heads < 1:
+        if min(least, self.heads, self.unroll) < 1:
             raise ValueError(f"model: expected sizes of at least 1, got {self}; raise them")
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(
@@ -84,6 +85,33 @@ class Stream(NamedTuple):
     own_mask: Array  # bool[B or 1, 1 or K, Q, keys of the same stream]
     prefix_mask: Array  # bool[B, P], read only where there is a prefix
     step: Array  # int32[], where decoding writes its cache; read only where there is a cache
+
+
+@jax.custom_vjp
+def project(x: Array, weight: Array) -> Array:
+    """x[..., D] @ weight[D, F], with the gradient of the weight taken as xᵀg.
+
+    Left to itself, differentiation writes it as (gᵀx)ᵀ, and XLA on CPU computes all that made the
+    wide g again, column by column, to transpose it.
+
+    >>> x, weight = jnp.ones((3, 2)), jnp.eye(2)
+    >>> jax.grad(lambda weight: project(x, weight).sum())(weight).tolist()
+    [[3.0, 3.0], [3.0, 3.0]]
+    """
+    return x @ weight
+
+
+def _project(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ weight, (x, weight)
+
+
+def _project_back(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, weight = kept
+    rows = x.reshape(-1, x.shape[-1])
+    return g @ weight.T, rows.T @ g.reshape(-1, g.shape[-1])
+
+
+project.defvjp(_project, _project_back)
 
 
 def rotate(x: Array, positions: Array, base: float, wide: jnp.dtype) -> Array:
@@ -163,9 +191,9 @@ class Block(nn.Module):
             return self.param(name, init, shape, jnp.float32).astype(c.dtype)
 
         h = RMSNorm(c.wide, name="attention_norm")(x)
-        q = h @ weight("query", (c.width, c.heads * d), "width", "heads")
-        k = h @ weight("key", (c.width, g * d), "width", "kv_heads")
-        v = h @ weight("value", (c.width, g * d), "width", "kv_heads")
+        q = project(h, weight("query", (c.width, c.heads * d), "width", "heads"))
+        k = project(h, weight("key", (c.width, g * d), "width", "kv_heads"))
+        v = project(h, weight("value", (c.width, g * d), "width", "kv_heads"))
         shape = x.shape[:3]
         q = rotate(q.reshape(*shape, c.heads, d), stream.positions, c.rope_base, c.wide)
         k = rotate(k.reshape(*shape, g, d), stream.positions, c.rope_base, c.wide)
@@ -175,10 +203,10 @@ class Block(nn.Module):
             own = KeyValues(write(cache.keys, own.keys), write(cache.values, own.values))
         mixed = attend(q.reshape(*shape, g, r, d), own, prefix, stream, c.wide)
         out = weight("out", (c.heads * d, c.width), "heads", "width")
-        x = x + mixed.reshape(*shape, c.heads * d) @ out
+        x = x + project(mixed.reshape(*shape, c.heads * d), out)
 
         h = RMSNorm(c.wide, name="mlp_norm")(x)
-        gate = h @ weight("gate", (c.width, c.mlp_width), "width", "mlp")
-        up = h @ weight("up", (c.width, c.mlp_width), "width", "mlp")
+        gate = project(h, weight("gate", (c.width, c.mlp_width), "width", "mlp"))
+        up = project(h, weight("up", (c.width, c.mlp_width), "width", "mlp"))
         down = weight("down", (c.mlp_width, c.width), "mlp", "width")
-        return x + (jax.nn.silu(gate) * up) @ down, own
+        return x + project(jax.nn.silu(gate) * up, down), own

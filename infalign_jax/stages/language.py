@@ -51,42 +51,46 @@ def sft_loss(config: Any, params: Params, batch: Preferences) -> tuple[Array, di
     return -log_probs.sum() / mask.sum(dtype=jnp.float32), {"nats": -log_probs.mean()}
 
 
-def sft(run: Run, text: Text) -> Model:
+def sft(run: Run, text: Text, judge: bool = False) -> Model:
     """The reference policy π_ref: the transformer trained on the chosen responses.
+
+    For the judge, the trunk it starts from: the same with another seed on its own split.
 
     >>> sft.__name__
     'sft'
     """
     experiment, config = run.experiment, run.experiment.model
-    digest = checkpoint.digest("sft", text.digest, config, experiment.sft, experiment.seed)
+    stage, split, key = ("judge_sft", "judge", 8) if judge else ("sft", "train", 0)
+    digest = checkpoint.digest(stage, text.digest, config, experiment.sft, experiment.seed)
     loss = partial(sft_loss, config)
 
     def start() -> Params:
-        return jax.jit(lambda key: transformer.initial_params(config, key))(run.key(0))
+        return jax.jit(lambda key: transformer.initial_params(config, key))(run.key(key))
 
-    return _supervised(run, "sft", digest, run.boxed, start, loss, experiment.sft, text, "train")
+    return _supervised(
+        run, stage, digest, run.boxed, start, loss, experiment.sft, text, split, offset=5 * judge
+    )
 
 
-def reward_model(run: Run, text: Text, reference: Model, judge: bool) -> Model:
-    """The training reward, or the judge: the same model on another split with another seed.
+def reward_model(run: Run, text: Text, trunk: Model, judge: bool) -> Model:
+    """The training reward, or the judge, which shares nothing with it but the tokenizer.
 
-    Both start from the reference policy's trunk; the judge sees other prompts, in an order of its
-    own.
+    The training reward starts from the reference policy and sees its split; the judge starts from
+    a trunk of its own (`sft` with `judge`) and sees another split, in an order of its own.
 
     >>> reward_model.__name__
     'reward_model'
     """
     experiment, config = run.experiment, run.experiment.model
-    stage = "judge" if judge else "reward"
-    split = "judge" if judge else "train"
+    stage, split = ("judge", "judge") if judge else ("reward", "train")
     digest = checkpoint.digest(
-        stage, reference.digest, config, experiment.reward, experiment.seed + judge
+        stage, trunk.digest, config, experiment.reward, experiment.seed + judge
     )
     loss = partial(reward.loss, config)
     boxed = reward.with_head(config, run.boxed)
 
     def start() -> Params:
-        return reward.with_head(config, reference.params)
+        return reward.with_head(config, trunk.params)
 
     model = _supervised(
         run, stage, digest, boxed, start, loss, experiment.reward, text, split, offset=1 + judge
@@ -141,7 +145,11 @@ def _supervised(
         state = training.initial_state(run.mesh, boxed, start(), transform)
         update = training.make_update(loss, transform, run.mesh, boxed)
         batches = minibatches(rows, config.batch_size, run.experiment.seed * 10 + offset)
-        tokens = config.batch_size * (1 + (stage != "sft")) * rows.responses.tokens.shape[-1]
+        tokens = (
+            config.batch_size
+            * (1 if stage.endswith("sft") else 2)
+            * rows.responses.tokens.shape[-1]
+        )
         return fit(run, stage, digest, state, update, batches, config.steps, tokens)
 
     params, info = stored(run, stage, digest, abstract(boxed, layout), make)

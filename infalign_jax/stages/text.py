@@ -118,11 +118,10 @@ def check_rows(text: Text, experiment: Experiment) -> None:
     ValueError: sft.batch_size: expected at most 5 (the rows of train), got 128; lower it or give \
 more pairs
     """
-    fits = (("sft", experiment.sft, "train"), ("reward", experiment.reward, "train"),
-            ("reward", experiment.reward, "judge"))  # fmt: skip
-    for name, fit, split in fits:
+    for split in ("train", "judge"):
         there = len(jax.tree.leaves(text.rows[split])[0])
-        _check_batch(f"{name}.batch_size", fit.batch_size, there, f"rows of {split}")
+        for name, fit in (("sft", experiment.sft), ("reward", experiment.reward)):
+            _check_batch(f"{name}.batch_size", fit.batch_size, there, f"rows of {split}")
     there = len(prompts_of(text, experiment, "train", experiment.calibrate.prompts)[0])
     _check_batch("align.batch_size", experiment.align.batch_size, there, "prompts of train")
     if experiment.foresight.steps:
