@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
 MATHEMATICS_NEEDS = {"jax", "numpy"}  # from outside the package and Python
 TOUCH_THE_DISK = {
     "runtime/checkpoint.py",
+    "runtime/events.py",
     "runtime/files.py",
     "runtime/metrics.py",
     "hh.py",
@@ -72,7 +73,7 @@ TOUCH_THE_DISK = {
 
 DISK_MODULES = re.compile(
     "array_record|fcntl|fileinput|gzip|orbax|shutil|sqlite3|tarfile|tempfile|tensorflow_datasets"
-    "|zipfile"
+    "|tensorboardX|zipfile"
 )
 DISK_CALLS = re.compile(
     r"(.+\.)?(open|(write|read)_(text|bytes)|mkdir|makedirs|unlink|rmdir|rename|touch"

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import events
 import jax
 import numpy as np
 import pytest
@@ -112,6 +113,15 @@ def test_every_step_has_one_line(done: Done) -> None:
     wanted = {(*stage, step): 1 for stage, n in steps.items() for step in range(1, n + 1)}
     assert counted == wanted
     assert all("loss" in line and line["seconds"] >= 0 for line in lines)
+
+
+def test_tensorboard_is_told_what_the_log_says(done: Done) -> None:
+    told = {path.name: events.numbers(path) for path in (done.out / "tensorboard").iterdir()}
+    lines = [json.loads(line) for line in (done.out / "metrics.jsonl").read_text().splitlines()]
+    assert set(told) == {line.get("policy", line["stage"]) for line in lines}
+    for line in lines:
+        scalars = told[line.get("policy", line["stage"])]
+        assert scalars["loss", line["step"]] == pytest.approx(line["loss"], rel=1e-6)
 
 
 def test_report_and_tables_are_drawn(done: Done) -> None:

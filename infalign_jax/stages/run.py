@@ -15,8 +15,9 @@ from infalign_jax.experiment import Experiment
 from infalign_jax.lm import transformer
 from infalign_jax.runtime import checkpoint
 from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime.events import Write, scalars
 from infalign_jax.runtime.files import discard
-from infalign_jax.runtime.metrics import MetricsLog, phase
+from infalign_jax.runtime.metrics import Advance, MetricsLog, phase
 from infalign_jax.training import Metrics, TrainState
 
 Params = Any
@@ -127,17 +128,20 @@ class _Fit(NamedTuple):
     policy: str | None
     progress: Path
     began: float  # as if all its steps had been taken in this process
+    advance: Advance
+    write: Write
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.began
 
-    def record(self, pending: tuple[int, Metrics], advance: Any) -> None:
+    def record(self, pending: tuple[int, Metrics]) -> None:
         """Logs one step's metrics; stops the run where they are not finite."""
         step, metrics = pending
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         seconds = round(self.seconds, 3)
         self.run.log.append(self.stage, step, policy=self.policy, seconds=seconds, **numbers)
+        self.write(step, numbers)
         if not all(map(math.isfinite, numbers.values())):
             bad = next(name for name, value in numbers.items() if not math.isfinite(value))
             good = checkpoint.latest_step(self.progress)
@@ -147,7 +151,7 @@ class _Fit(NamedTuple):
                 f"at step {step} (last good checkpoint: {kept}); lower the learning rate"
             )
         shown = [n for n in ("loss", "accuracy", "kl", "final_error", "quantile") if n in numbers]
-        advance(step, **{name: numbers[name] for name in shown[:3]})
+        self.advance(step, **{name: numbers[name] for name in shown[:3]})
 
 
 def fit(
@@ -179,22 +183,23 @@ def fit(
     directory = _progress(run, stage, digest)
     start, state, spent = _resumed(stage, directory, state, batches)
     run.log.rewind(stage, policy, start + 1)
-    own = _Fit(run, stage, policy, directory, time.monotonic() - spent)
     first = time.monotonic()
     pending: tuple[int, Metrics] | None = None
-    with phase(policy or stage, steps) as advance:
+    events = scalars(run.out / "tensorboard" / (policy or stage), start + 1)
+    with phase(policy or stage, steps) as advance, events as write:
+        own = _Fit(run, stage, policy, directory, time.monotonic() - spent, advance, write)
         for step in range(start, steps):
             rows = next(batches)
             batch = prepare(state.params, rows, step) if prepare else put(run, rows)
             state, metrics = update(state, batch)
             if pending:
-                own.record(pending, advance)
+                own.record(pending)
             pending = step + 1, metrics
             if step == start:
                 jax.block_until_ready(metrics)
                 first = time.monotonic()
             if (step + 1) % run.experiment.checkpoint_every == 0 or step + 1 == steps:
-                own.record(pending, advance)
+                own.record(pending)
                 pending = None
                 if step + 1 < steps:
                     info = {"batches": batches.get_state(), "seconds": own.seconds}
