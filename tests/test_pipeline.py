@@ -19,6 +19,7 @@ from infalign_jax import pipeline
 from infalign_jax.experiment import Experiment, PolicyConfig
 from infalign_jax.hh import HHConfig
 from infalign_jax.lm.tokenizer import TokenizerConfig
+from infalign_jax.stages import language
 
 NUMBER = (int, float)
 RATE = {"mean": NUMBER, "standard_error": NUMBER}
@@ -113,6 +114,33 @@ def test_every_step_has_one_line(done: Done) -> None:
     wanted = {(*stage, step): 1 for stage, n in steps.items() for step in range(1, n + 1)}
     assert counted == wanted
     assert all("loss" in line and line["seconds"] >= 0 for line in lines)
+
+
+def test_the_judge_shares_no_prompt_and_no_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: dict[str, tuple[set[bytes], Any]] = {}
+
+    def spy(run: Any, stage: str, digest: str, state: Any, *rest: Any) -> Any:
+        fitted = fit(run, stage, digest, state, *rest)
+        met[stage] = rows[-1], jax.device_get(fitted[0])
+        return fitted
+
+    def spy_rows(split: Any, size: int, seed: int) -> Any:
+        rows.append({row.tobytes() for row in np.asarray(split.prompts.tokens)})
+        return minibatches(split, size, seed)
+
+    rows: list[set[bytes]] = []
+    fit, minibatches = language.fit, language.minibatches
+    monkeypatch.setattr(language, "fit", spy)
+    monkeypatch.setattr(language, "minibatches", spy_rows)
+    run(toy_run.experiment, tmp_path, "calibrate")
+    for own, others in (("judge_sft", "sft"), ("judge", "reward")):
+        assert not met[own][0] & met[others][0]
+    reference, trunk = (met[stage][1]["embedding"].ravel() for stage in ("sft", "judge_sft"))
+    judge = met["judge"][1]["trunk"]["embedding"].ravel()
+    assert np.corrcoef(judge, reference)[0, 1] < 0.1
+    assert np.corrcoef(judge, trunk)[0, 1] > 0.9
 
 
 def test_tensorboard_is_told_what_the_log_says(done: Done) -> None:
