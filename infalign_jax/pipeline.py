@@ -142,6 +142,8 @@ def _evaluated(
         taken.append(own)
         rows.append(evaluate.measure(run, model, policy.name, policy.transformation, own, base))
         arrays[f"policy_quantiles/{number}"] = facts.quantiles(own, table).ravel()
+    for row, gains in zip(rows, facts.above_identity(rows), strict=True):
+        row["above_identity"] = gains
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_bytes(run.out / "evaluation.npz", buffer.getvalue())

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import toy_run
 
-from infalign_jax import pipeline
+from infalign_jax import frontier, pipeline, procedures, transformations
 from infalign_jax.experiment import Experiment, PolicyConfig
 from infalign_jax.hh import HHConfig
 from infalign_jax.lm.tokenizer import TokenizerConfig
-from infalign_jax.stages import language
+from infalign_jax.stages import facts, language
 
 NUMBER = (int, float)
 RATE = {"mean": NUMBER, "standard_error": NUMBER}
@@ -141,6 +141,18 @@ def test_the_judge_shares_no_prompt_and_no_weight(
     judge = met["judge"][1]["trunk"]["embedding"].ravel()
     assert np.corrcoef(judge, reference)[0, 1] < 0.1
     assert np.corrcoef(judge, trunk)[0, 1] > 0.9
+
+
+def test_points_of_identitys_curve_are_none_above_another() -> None:
+    def row(name: str, beta: float, more: float = 0.0) -> dict[str, Any]:
+        kl, rate = frontier.curve(transformations.identity, procedures.best_of_n(4), beta)
+        rates = {"best_of_4": {"train": {"mean": float(rate) + more}}}
+        return {"transformation": name, "kl": float(kl), "win_rates": rates}
+
+    rows = [row("identity", 0.5, more=-0.01), row("identity", 0.25), row("log", 0.24, more=0.03)]
+    gains = [row["best_of_4"] for row in facts.above_identity(rows)]
+    np.testing.assert_allclose(gains, [0.0, 0.0, 0.03], atol=1e-5)
+    assert facts.above_identity(rows[2:]) == [{}]
 
 
 def test_tensorboard_is_told_what_the_log_says(done: Done) -> None:

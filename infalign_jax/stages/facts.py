@@ -4,9 +4,18 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax import calibration, evaluation, procedures, synthetic
+from infalign_jax import (
+    calibration,
+    evaluation,
+    frontier,
+    notation,
+    procedures,
+    synthetic,
+    transformations,
+)
 from infalign_jax.stages.evaluate import Samples, decoded, variety
 from infalign_jax.stages.language import Model, parts, sft_loss
 from infalign_jax.stages.run import Run
@@ -58,6 +67,35 @@ def sft_facts(run: Run, text: Text, sft: Model) -> dict[str, float]:
             floor = synthetic.chosen_nats(config, text.pairs["validation"])
             facts["sft_loss_floor"] = floor
     return facts
+
+
+def above_identity(policies: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """What each policy's win rates, by procedure, gain over the trained identity's at equal KL.
+
+    The identity policy nearest in KL is moved to the policy's KL along identity's analytic curve.
+    Without one there is nothing to compare: empty.
+
+    >>> rates = lambda w: {"win_rates": {"standard": {"train": {"mean": w}}}}
+    >>> rows = [{"transformation": "identity", "kl": 0.5} | rates(0.75)]
+    >>> rows += [{"transformation": "log", "kl": 0.5} | rates(0.7)]
+    >>> [round(row["standard"], 3) for row in above_identity(rows)]
+    [0.0, -0.05]
+    """
+    ours = [n for n, policy in enumerate(policies) if policy["transformation"] == "identity"]
+    if not ours:
+        return [{} for _ in policies]
+    kls = np.array([policy["kl"] for policy in policies], np.float32)
+    nearest = [min(ours, key=lambda n: abs(kls[n] - kl)) for kl in kls]
+    betas = notation.beta_for_kl("identity", jnp.asarray(kls))
+    found: list[dict[str, float]] = [{} for _ in policies]
+    for procedure in policies[0]["win_rates"]:
+        rates = np.array([policy["win_rates"][procedure]["train"]["mean"] for policy in policies])
+        rule = notation.procedure(procedure)
+        _, curve = frontier.curve(transformations.identity, rule, betas)
+        gains = rates - np.asarray(curve)
+        for row, gain, near in zip(found, gains, nearest, strict=True):
+            row[procedure] = float(gain - gains[near])
+    return found
 
 
 def quantiles(own: Samples, table: np.ndarray) -> np.ndarray:
