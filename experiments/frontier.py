@@ -27,13 +27,13 @@ experiment = Experiment(
     prompt_length=12,
     sampling=SamplingConfig(length=14),
     model=TransformerConfig(
-        vocab_size=576, width=64, layers=2, heads=4, kv_heads=2, mlp_width=192, unroll=2
+        vocab_size=576, width=64, layers=3, heads=4, kv_heads=2, mlp_width=192, unroll=3
     ),
     sft=FitConfig(steps=250, optimiser=OptimiserConfig(learning_rate=3e-3)),
     reward=FitConfig(steps=600, optimiser=OptimiserConfig(learning_rate=2e-3)),
-    calibrate=CalibrateConfig(prompts=1024, responses=128),
+    calibrate=CalibrateConfig(prompts=1024, responses=256),
     foresight=ForesightConfig(steps=2000, optimiser=OptimiserConfig(learning_rate=2e-3)),
-    align=AlignConfig(steps=700, optimiser=OptimiserConfig(learning_rate=1e-3)),
+    align=AlignConfig(steps=600, optimiser=OptimiserConfig(learning_rate=1e-3)),
     policies=tuple(
         PolicyConfig(transformation, kl=kl)
         for kl in (0.5, 0.25)
@@ -45,5 +45,5 @@ experiment = Experiment(
             "optimal(best_of_4)",
         )
     ),
-    evaluate=EvaluateConfig(prompts=128, responses=128, reference_responses=1216),
+    evaluate=EvaluateConfig(prompts=128, responses=128, reference_responses=1344),
 )

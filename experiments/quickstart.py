@@ -26,15 +26,17 @@ experiment = Experiment(
     tokenizer=TokenizerConfig(vocab_size=576, symbols=()),
     prompt_length=12,
     sampling=SamplingConfig(length=14),
-    model=TransformerConfig(vocab_size=576, width=64, layers=2, heads=4, kv_heads=2, mlp_width=192),
+    model=TransformerConfig(
+        vocab_size=576, width=64, layers=2, heads=4, kv_heads=2, mlp_width=192, unroll=2
+    ),
     sft=FitConfig(steps=250, optimiser=OptimiserConfig(learning_rate=3e-3)),
     reward=FitConfig(steps=500, optimiser=OptimiserConfig(learning_rate=2e-3)),
-    calibrate=CalibrateConfig(prompts=512, responses=128),
-    foresight=ForesightConfig(steps=600, optimiser=OptimiserConfig(learning_rate=2e-3)),
-    align=AlignConfig(steps=400, optimiser=OptimiserConfig(learning_rate=1e-3)),
+    calibrate=CalibrateConfig(prompts=512, responses=256),
+    foresight=ForesightConfig(steps=1000, optimiser=OptimiserConfig(learning_rate=2e-3)),
+    align=AlignConfig(steps=500, optimiser=OptimiserConfig(learning_rate=1e-3)),
     policies=(
         PolicyConfig("identity", kl=0.5),
         PolicyConfig("exponential(10)", kl=0.5),
     ),
-    evaluate=EvaluateConfig(prompts=128, responses=128, reference_responses=1216),
+    evaluate=EvaluateConfig(prompts=128, responses=128, reference_responses=1344),
 )
