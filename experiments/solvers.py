@@ -3,7 +3,7 @@
 Command:   infalign run experiments/solvers.py --out runs/quickstart SETTINGS
            one run after another in the directory of a finished quickstart, whose stages they
            share; the settings of each are in experiments/results/solvers/README.md
-Cost:      one to three minutes a run on two CPU cores
+Cost:      2.5 to 7 minutes a run, one thread each, beside other work
 Expected:  the table in experiments/results/solvers/README.md
 """
 

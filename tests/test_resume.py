@@ -60,8 +60,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Path:
     return out
 
 
-def stop_while_aligning(out: Path, number: signal.Signals) -> tuple[int, str]:
-    """Runs to a step between two checkpoints of `align`, where the signal comes: (code, said)."""
+def stop_while_aligning(prepared: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
+    """Goes on from `prepared` in `out` until the signal comes: (code, said).
+
+    It comes at a step between two checkpoints of `align`.
+    """
+    shutil.copytree(prepared, out)
     process = toy_run.command("--out", out, *SETTINGS, first=STOPS % number)
     _, err = process.communicate(timeout=1200)
     return process.returncode, err
@@ -108,8 +112,7 @@ def test_killed_while_aligning_it_ends_the_same(
     prepared: Path, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    shutil.copytree(prepared, out)
-    code, _ = stop_while_aligning(out, signal.SIGKILL)
+    code, _ = stop_while_aligning(prepared, out, signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert not (out / "results.json").exists()
     said = finish(out, *SETTINGS)
@@ -122,8 +125,7 @@ def test_terminated_while_aligning_it_says_how_to_go_on(
     prepared: Path, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    shutil.copytree(prepared, out)
-    code, said = stop_while_aligning(out, signal.SIGTERM)
+    code, said = stop_while_aligning(prepared, out, signal.SIGTERM)
     assert code == 143
     assert said.splitlines()[-1].startswith("infalign: stopped; to continue, run again: infalign")
     finish(out, *SETTINGS)
