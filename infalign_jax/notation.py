@@ -12,25 +12,44 @@ from infalign_jax.transformations import Transformation
 
 Array = jax.Array
 
-_PROCEDURES = ("standard", "best_of_4", "worst_of_4")
+_PROCEDURES = (
+    "standard", "best_of_4", "worst_of_4", "order_statistic(2,3)", "best_of_poisson(3)",
+    "mixture(best_of_2:0.5,best_of_8:0.5)", "compose(worst_of_2,best_of_4)",
+)  # fmt: skip
 _TRANSFORMATIONS = ("identity", "log", "exponential(10)", "optimal(best_of_4)")
 
 
 def procedure(name: str) -> Procedure:
-    """The procedure of that name: ``standard``, ``best_of_4``, ``worst_of_8``, …
+    """The procedure of that name.
+
+    ``standard``, ``best_of_4``, ``worst_of_4``, ``order_statistic(2,3)`` (the 2nd smallest of 3),
+    ``best_of_poisson(3)``, ``mixture(best_of_2:0.5,best_of_8:0.5)`` and
+    ``compose(worst_of_2,best_of_4)`` (the worst of 2, each the best of 4); any numbers and parts.
 
     Raises ValueError with the nearest name on anything else.
 
     >>> procedure("best_of_4").cdf(0.5)
     0.0625
+    >>> procedure("compose(worst_of_2,best_of_4)").samples
+    8
     """
-    match re.fullmatch(r"(standard)|(best|worst)_of_([1-9]\d*)", name):
-        case re.Match() as found if found[1]:
+    counted = re.fullmatch(r"(best|worst)_of_([1-9]\d*)", name)
+    match _parts(name):
+        case "standard", None:
             return procedures.standard()
-        case re.Match() as found if found[2] == "best":
-            return procedures.best_of_n(int(found[3]))
-        case re.Match() as found:
-            return procedures.worst_of_n(int(found[3]))
+        case _, None if counted:
+            one = procedures.best_of_n if counted[1] == "best" else procedures.worst_of_n
+            return one(int(counted[2]))
+        case "order_statistic", str(ranks) if re.fullmatch(r"\s*\d+\s*,\s*\d+\s*", ranks):
+            return procedures.order_statistic(*(int(rank) for rank in ranks.split(",")))
+        case "best_of_poisson", str(mean):
+            return procedures.best_of_poisson(_number(name, mean))
+        case "mixture", str(parts):
+            pairs = [part.rpartition(":") for part in _split(parts)]
+            weights = [_number(name, weight) for _, _, weight in pairs]
+            return procedures.mixture([procedure(part) for part, _, _ in pairs], weights)
+        case "compose", str(parts) if len(both := _split(parts)) == 2:
+            return procedures.compose(*(procedure(part) for part in both))
     raise ValueError(_unknown("procedure", name, _PROCEDURES))
 
 
@@ -90,15 +109,15 @@ def canonical(name: str) -> str:
     raise ValueError(_unknown("transformation", name, _TRANSFORMATIONS))
 
 
-def procedure_order(name: str) -> tuple[int, int]:
-    """A sort key: ``standard`` first, then best-of-N by N, then worst-of-N.
+def procedure_order(name: str) -> tuple[int, int, str]:
+    """A sort key: ``standard`` first, then best-of-N by N, then worst-of-N, then all others.
 
     >>> sorted(["worst_of_2", "best_of_8", "standard", "best_of_16"], key=procedure_order)
     ['standard', 'best_of_8', 'best_of_16', 'worst_of_2']
     """
-    procedure(name)
-    kind, _, count = name.partition("_of_")
-    return ("standard", "best", "worst").index(kind), int(count or 1)
+    kind = re.match(r"standard$|best_of_\d|worst_of_\d|", name)
+    place = ("s", "b", "w", "").index(kind[0][:1] if kind else "")
+    return place, procedure(name).samples, name
 
 
 def samples_needed(name: str) -> int:
@@ -107,20 +126,32 @@ def samples_needed(name: str) -> int:
     >>> samples_needed("best_of_8")
     8
     """
-    return procedure_order(name)[1]
+    return procedure(name).samples
 
 
 def _parts(name: str) -> tuple[str, str | None]:
-    found = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", name.strip())
+    found = re.fullmatch(r"(\w+)(?:\((.*)\))?", name.strip())
     return (found[1], found[2]) if found else (name, "")
 
 
-def _number(name: str, exponent: str) -> float:
+def _split(arguments: str) -> list[str]:
+    """What stands between the commas that no bracket encloses."""
+    parts, depth = [""], 0
+    for letter in arguments:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+def _number(name: str, number: str) -> float:
     try:
-        return float(exponent)
+        return float(number)
     except ValueError:
         raise ValueError(
-            f"expected a number within {name!r}, got {exponent!r}: write exponential(10)"
+            f"expected a number within {name!r}, got {number!r}: write it in figures, such as 0.5"
         ) from None
 
 

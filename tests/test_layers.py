@@ -24,6 +24,7 @@ MATHEMATICS = {
     "frontier",
     "quadrature",
     "shooting",
+    "subsets",
     "calibration",
     "evaluation",
     "notation",

@@ -1,5 +1,7 @@
 """Names as results.json writes them: read, refused, ordered."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +13,29 @@ def test_procedures_by_name():
     assert notation.procedure("standard") == procedures.standard()
     assert notation.procedure("best_of_4") == procedures.best_of_n(4)
     assert notation.procedure("worst_of_16") == procedures.worst_of_n(16)
+    assert notation.procedure("order_statistic(2, 3)") == procedures.order_statistic(2, 3)
+    assert notation.procedure("best_of_poisson(2.5)") == procedures.best_of_poisson(2.5)
+    nested = "mixture(standard:0.25, compose(worst_of_2,mixture(best_of_2:0.5,best_of_8:0.5)):0.75)"
+    best = procedures.mixture([procedures.best_of_n(2), procedures.best_of_n(8)], [0.5, 0.5])
+    attacked = procedures.compose(procedures.worst_of_n(2), best)
+    assert notation.procedure(nested) == procedures.mixture(
+        [procedures.standard(), attacked], [0.25, 0.75]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mixture(best_of_2)", "expected a number within"),
+        ("mixture(best_of_2:0.5)", "positive weights that sum to 1"),
+        ("compose(best_of_2,worst_of_x)", "got 'worst_of_x': did you mean 'worst_of_4'"),
+        ("order_statistic(4,3)", "expected a rank from 1 to 3, got 4"),
+        ("best_of_poisson(-1)", "expected a finite mean"),
+    ],
+)
+def test_a_wrong_part_of_a_procedure_is_named(name, message):
+    with pytest.raises(ValueError, match=message):
+        notation.procedure(name)
 
 
 def test_transformations_by_name():
@@ -24,6 +49,12 @@ def test_transformations_by_name():
     np.testing.assert_array_equal(
         notation.transformation("optimal(best_of_4)", 0.25)(u),
         frontier.optimal(procedures.best_of_n(4), 0.25).transformation(u),
+    )
+    np.testing.assert_array_equal(
+        notation.transformation("optimal(compose(worst_of_2,best_of_2))", 0.5)(u),
+        frontier.optimal(notation.procedure("compose(worst_of_2,best_of_2)"), 0.5).transformation(
+            u
+        ),
     )
 
 
@@ -42,10 +73,12 @@ def test_beta_for_kl_of_a_name(name):
         ("Standard", "standard"),
         ("worst_of_2x", "worst_of_4"),
         ("std", "standard"),
+        ("compose(best_of_2)", "compose(worst_of_2,best_of_4)"),
+        ("order_statistics(2,3)", "order_statistic(2,3)"),
     ],
 )
 def test_an_unknown_procedure_is_refused_with_the_nearest(name, nearest):
-    with pytest.raises(ValueError, match=f"got {name!r}: did you mean {nearest!r}"):
+    with pytest.raises(ValueError, match=re.escape(f"got {name!r}: did you mean {nearest!r}")):
         notation.procedure(name)
 
 
@@ -80,12 +113,20 @@ def test_one_spelling_a_transformation():
 
 
 def test_procedures_in_the_order_of_a_table():
-    names = ["worst_of_8", "best_of_16", "standard", "worst_of_2", "best_of_2"]
+    names = [
+        "best_of_poisson(3)",
+        "worst_of_8",
+        "best_of_16",
+        "standard",
+        "worst_of_2",
+        "best_of_2",
+    ]
     assert sorted(names, key=notation.procedure_order) == [
         "standard",
         "best_of_2",
         "best_of_16",
         "worst_of_2",
         "worst_of_8",
+        "best_of_poisson(3)",
     ]
-    assert [notation.samples_needed(name) for name in names] == [8, 16, 1, 2, 2]
+    assert [notation.samples_needed(name) for name in names] == [1, 8, 16, 1, 2, 2]
