@@ -64,6 +64,23 @@ def test_the_law_is_held_by_the_exact_divergence() -> None:
     assert each.mean() > 0.1
 
 
+def test_each_prefix_guesses_from_what_it_has_seen() -> None:
+    trunk, rows = toy.params(CONFIG), batch()
+    head = jnp.asarray(np.random.default_rng(5).normal(size=(16, 2)), jnp.float32)
+    value, metrics = measured(with_zero_head(trunk) | {"head": head}, trunk)
+    expected = 0.0
+    for seen in range(rows.running.shape[-1] + 1):
+        at_least_one = slice(max(seen, 1))
+        cut = jax.tree.map(lambda leaf, part=at_least_one: leaf[..., part], rows.responses)
+        last = transformer.hidden_states(CONFIG, trunk, rows.prompts, cut)[:, :, seen]
+        quantile, running = np.moveaxis(np.asarray(last @ head, np.float64), -1, 0)
+        there = np.ones((3, 2)) if seen == 0 else np.asarray(rows.responses.mask)[..., seen - 1]
+        miss = 12 * (1 / (1 + np.exp(-quantile)) - np.asarray(rows.quantiles)) ** 2
+        off = 0 if seen == 0 else (running - np.asarray(rows.running)[..., seen - 1]) ** 2
+        expected += (there * (miss + off)).mean()
+    np.testing.assert_allclose(value - 4 * metrics["hold_kl"], expected, rtol=1e-4)
+
+
 def test_what_follows_the_end_is_not_learnt_from() -> None:
     trunk, rows = toy.params(CONFIG), batch()
     params = with_zero_head(trunk) | {"head": jnp.full((16, 2), 0.1)}
