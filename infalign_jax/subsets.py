@@ -68,7 +68,9 @@ def exactly(k: int, n: int, q: Array) -> Array:
     for power, top, away in ((k, mode, q - mode), (n - k, 1 - mode, mode - q)):
         if power:  # 0·log 0 is 0 here
             log_peak += power * math.log(top)
-            fall = fall + power * jnp.log1p(away / top)
+            fall = fall + power * jnp.log1p(
+                jnp.maximum(away / top, -1)
+            )  # rounding must not pass −1
     return jnp.exp(log_peak + fall)
 
 
