@@ -25,7 +25,10 @@ MATHEMATICS = {
     "quadrature",
     "shooting",
     "calibration",
+    "ranking",
     "evaluation",
+    "divergence",
+    "prediction",
     "notation",
 }
 PLUMBING = {"batches", "lm", "runtime"}
