@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-_BLOCK = 2**15  # values of a block: 256 KiB of doubles
+_BLOCK = 28_000  # values: half a block of doubles is less than malloc takes from the system anew
 
 
 def cumulated(weights: np.ndarray) -> np.ndarray:
@@ -142,16 +142,16 @@ def _by_values(
     keys, spare, _ = space
     rows, n = values.shape
     bits, free = keys.view(np.int64), spare.view(np.int64)
-    _join(values, others, keys)
-    bits &= ~1
-    bits[:, n:] |= 1
+    np.bitwise_and(values.view(np.int64), ~1, out=bits[:, :n])
+    np.bitwise_or(others.view(np.int64), 1, out=bits[:, n:])
     keys.sort(axis=1)
     # The i-th smallest of the values stands above i of them and, besides, above others alone.
     below = np.flatnonzero(np.bitwise_and(bits, 1, out=free) == 0).reshape(rows, n)
     below -= np.arange(rows)[:, None] * keys.shape[1]
     below -= np.arange(n)
     lost = np.take(cumulated(q), below, out=spare.ravel()[: rows * n].reshape(rows, n), mode="clip")
-    return lost @ p, _neighbours(bits, 1, free)
+    # Equal neighbours of one side have equal bits, and may stand in any order.
+    return lost @ p, _any(_apart(bits, free) == 1)
 
 
 def _by_judges(
@@ -169,20 +169,21 @@ def _by_judges(
     n, width = values.shape[1], keys.shape[1]
     bits, free, places = keys.view(np.int64), spare.view(np.int64), third.view(np.int64)
     low = (1 << (width - 1).bit_length()) - 1
-    _join(values, others, keys)
-    bits &= ~low
+    np.bitwise_and(values.view(np.int64), ~low, out=bits[:, :n])
+    np.bitwise_and(others.view(np.int64), ~low, out=bits[:, n:])
     bits |= np.arange(width)
     keys[:, :n].sort(axis=1)
     keys[:, n:].sort(axis=1)
-    close = _neighbours(bits, low, free)
+    close = _any(_apart(bits, free) <= low)
     np.bitwise_and(bits, low, out=places)
     places += width * np.arange(len(keys))[:, None]
-    _join(judged, judged_others, spare)
+    spare[:, :n] = judged
+    spare[:, n:] = judged_others
     np.take(spare.ravel(), places, out=keys, mode="clip")
     bits &= ~low
     bits |= np.arange(width)
     keys.sort(axis=1)
-    close |= _neighbours(bits, low, free)
+    close |= _any(_apart(bits, free) <= low)
     np.bitwise_and(bits, low, out=places)
     weights = np.take(np.concatenate([p, -q]), places, out=spare, mode="clip")
     won = np.maximum(weights, 0, out=keys)
@@ -190,24 +191,21 @@ def _by_judges(
     return np.vecdot(won, met), close
 
 
-def _join(left: np.ndarray, right: np.ndarray, out: np.ndarray) -> None:
-    """Both sides in one row, with 0.0 for -0.0: what is equal then has equal bits."""
-    np.add(left, 0.0, out=out[:, : left.shape[1]])
-    np.add(right, 0.0, out=out[:, left.shape[1] :])
+def _apart(bits: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """The bits in which each value differs from the next, written into ``free``.
 
-
-def _neighbours(bits: np.ndarray, low: int, free: np.ndarray) -> np.ndarray:
-    """The rows, bool[rows], where two neighbours differ, but by no more than their lowest bits.
-
-    With ``low`` of 1, two equal neighbours come from one side and may stand in any order; with
-    places in the lowest bits, no two are equal.
+    Without the sign's, as 0.0 equals -0.0. Taken flat, and so across the ends of rows: that, as
+    neighbours x and -x, can but set a row too many.
     """
-    apart = free.ravel()
-    apart[-1] = 0  # flat, and so across the ends of rows: that can but set one row too many
-    np.bitwise_xor(bits.ravel()[1:], bits.ravel()[:-1], out=apart[:-1])
-    apart -= 1
-    near = free.view(np.uint64) < low  # unsigned: values of unlike sign are far apart, as is 0 − 1
-    return np.asarray(near.any(axis=1)) if near.any() else np.zeros(len(bits), bool)
+    flat = free.ravel()
+    flat[-1] = -1  # the last of all has no next
+    np.bitwise_xor(bits.ravel()[1:], bits.ravel()[:-1], out=flat[:-1])
+    return np.bitwise_and(free, np.iinfo(np.int64).max, out=free)
+
+
+def _any(near: np.ndarray) -> np.ndarray:
+    """``near.any(axis=1)``, which is slow, where there is one at all."""
+    return np.asarray(near.any(axis=1)) if near.any() else np.zeros(len(near), bool)
 
 
 def _blocks(rows: int, width: int) -> Iterator[slice]:

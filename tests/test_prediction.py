@@ -1,6 +1,7 @@
 """Predictions against the analytic frontier, against exact ties, and by a judge of another mind."""
 
 import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -35,7 +35,7 @@ def weights(generator, n):
     return generator.dirichlet(np.ones(n))
 
 
-# Blocks hold 2^15 values: the widest rows go 8 to a block and leave a shorter last one.
+# Blocks hold 28,000 values: the widest rows go 7 to a block and leave a shorter last one.
 @pytest.mark.parametrize(("rows", "n", "m"), [(70, 5, 9), (7, 1, 1), (1, 40, 3), (12, 2000, 1900)])
 @pytest.mark.parametrize("judges", [False, True])
 def test_wins_by_rank_are_those_of_every_pair(rows, n, m, judges):
