@@ -26,7 +26,10 @@ MATHEMATICS = {
     "shooting",
     "subsets",
     "calibration",
+    "ranking",
     "evaluation",
+    "divergence",
+    "prediction",
     "notation",
 }
 PLUMBING = {"batches", "lm", "runtime"}
