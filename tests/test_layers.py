@@ -24,6 +24,8 @@ MATHEMATICS = {
     "frontier",
     "quadrature",
     "shooting",
+    "levels",
+    "climbing",
     "calibration",
     "evaluation",
     "notation",
