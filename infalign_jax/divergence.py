@@ -39,7 +39,7 @@ def per_token(log_probs: Array, reference_log_probs: Array, mask: Array) -> Arra
     known = ~(never | barred)
     ratio = jnp.where(known, log_probs, 0) - jnp.where(known, reference_log_probs, 0)
     p, q = jnp.exp(log_probs), jnp.exp(reference_log_probs)
-    near = q * quadrature.excess(jnp.minimum(ratio, 1))
+    near = q * quadrature.kl_terms(jnp.minimum(ratio, 1))
     each = jnp.where(ratio < 1, near, p * ratio - p + q)  # p/q itself may overflow
     each = jnp.where(never, q, jnp.where(barred, jnp.inf, each))
     return jnp.sum(jnp.where(mask, jnp.sum(each, axis=-1), 0), axis=-1)
@@ -68,7 +68,7 @@ def of_procedure(procedure: Procedure) -> Array:
     u, weights = quadrature.grid()
     g = procedure.density(u)
     log_g = jnp.log(jnp.where(g > 0, g, 1))
-    return jnp.sum(weights * jnp.where(g > 0, quadrature.excess(log_g), 1))
+    return jnp.sum(weights * jnp.where(g > 0, quadrature.kl_terms(log_g), 1))
 
 
 def of_procedure_over_levels(procedure: Procedure, masses: ArrayLike) -> np.ndarray:

@@ -25,6 +25,8 @@ MATHEMATICS = {
     "quadrature",
     "shooting",
     "subsets",
+    "levels",
+    "climbing",
     "calibration",
     "ranking",
     "evaluation",
