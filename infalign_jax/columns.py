@@ -142,9 +142,9 @@ def _parquet(path: Path, pattern: re.Pattern[str]) -> Columns:
             names = opened.schema_arrow.names
             _check_distinct(path, names)
             data = opened.read([name for name in names if pattern.fullmatch(name)])
-        except (pyarrow.ArrowException, OSError) as error:
+            values = {name: _arrow_values(data[name]) for name in data.column_names}
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise _broken(str(path), "Parquet", error) from None
-    values = {name: _arrow_values(data[name]) for name in data.column_names}
     return Columns(values, names, lambda row: f"{path}, row {row}", text=False)
 
 
@@ -167,7 +167,10 @@ def _arrow_values(column: Any) -> Any:
 
 
 def _npz(path: Path, pattern: re.Pattern[str]) -> Columns:
-    damage = (EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
+    damage = (
+        EOFError, NotImplementedError, OSError, OverflowError, RuntimeError, TypeError, ValueError,
+        zipfile.BadZipFile, zlib.error,
+    )  # fmt: skip  # what zipfile and NumPy's reader of headers raise on damaged bytes
     with open(path, "rb") as file:
         try:
             with np.load(file, allow_pickle=False) as opened:

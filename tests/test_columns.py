@@ -103,8 +103,9 @@ def test_a_damaged_file_gives_rewards_or_a_line_never_a_crash(
     whole = path.read_bytes()
     generator = np.random.default_rng(0)
     errors = []
-    for _ in range(300):
-        damaged = bytearray(whole[: generator.integers(1, len(whole) + 1)])
+    for trial in range(300):
+        length = generator.integers(1, len(whole)) if trial % 2 else len(whole)
+        damaged = bytearray(whole[:length])
         damaged[generator.integers(len(damaged))] = generator.integers(256)
         path.write_bytes(damaged)
         try:
@@ -114,5 +115,5 @@ def test_a_damaged_file_gives_rewards_or_a_line_never_a_crash(
         else:
             assert np.all(np.isfinite(found.rewards))
             assert len(found.prompts) == len(found.rewards)
-    assert len(errors) > 200
+    assert len(errors) > 150
     assert all(str(path) in error for error in errors)

@@ -98,9 +98,9 @@ def test_a_chat_is_the_same_prompt_in_json_and_parquet(tmp_path: Path) -> None:
 
 
 def test_a_judge_of_nothing_is_none(tmp_path: Path) -> None:
-    rows = [{"prompt": "a", "reward": 1.0, "judge": None}]
-    written = [write(tmp_path / name, rows) for write, name in WRITERS]
-    assert [reward_files.read(path).judge for path in written] == [None] * 3
+    for row in ({"reward": 1.0, "judge": None}, {"reward_0": 1.0, "judge_0": None}):
+        written = [write(tmp_path / name, [{"prompt": "a"} | row]) for write, name in WRITERS]
+        assert [reward_files.read(path).judge for path in written] == [None] * 3
 
 
 ROW = {"prompt": "a", "reward": 1.0}

@@ -50,8 +50,11 @@ def test_what_made_it_is_kept(path: Path, tmp_path: Path) -> None:
     assert about["libraries"] == {
         "infalign-jax": __version__, "jax": sys.modules["jax"].__version__, "numpy": np.__version__,
     }  # fmt: skip
-    tables.write(tmp_path / "dated", ["a"], [[1.0]], {})
-    assert tables.load(tmp_path / "dated").about["created"].startswith("20")
+    for length in range(5):
+        tables.write(tmp_path / "dated", ["a"], [[1.0]], {"name": "x" * length})
+        table = tables.load(tmp_path / "dated")
+        assert table.about["created"].startswith("20")
+        assert ((tmp_path / "dated").stat().st_size - table.hashes.nbytes - 4) % 64 == 0
 
 
 def test_the_format_is_as_documented(path: Path) -> None:
