@@ -189,6 +189,8 @@ def find(table: Table, prompts: Iterable[Prompt]) -> np.ndarray:
 def look_up(table: Table, prompts: Sequence[Prompt]) -> np.ndarray:
     """The sorted reference rewards of each prompt, float32[n, K], copied from the file.
 
+    Round rewards to float32 before they are ranked among these, or ties are lost.
+
     Raises ValueError that names the first prompt the table lacks.
 
     >>> table = Table(_hashes(["a"]), np.array([[1.0, 2.0]], np.float32), {})
