@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file as a whole or not at all. Raises OSError when the disk is full.
+def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes a file, of one part after another, as a whole or not at all.
+
+    Raises OSError when the disk is full.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "tokenizer.model"
@@ -25,7 +27,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
