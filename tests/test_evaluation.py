@@ -74,7 +74,7 @@ def test_one_value_for_all_is_exactly_a_draw():
 
 def test_best_of_n_against_one_sample_has_its_known_win_rate():
     generator = np.random.default_rng(3)
-    policy, reference = generator.uniform(size=(2000, 8)), generator.uniform(size=(2000, 16))
+    policy, reference = generator.uniform(size=(2, 2000, 8))
     result = evaluation.win_rate(policy, reference, best_of_n(4), reference_procedure=standard())
     assert abs(result.mean - 4 / 5) < 4 * result.standard_error
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax import calibration, evaluation, frontier, notation, synthetic
+from infalign_jax import calibration, divergence, evaluation, frontier, notation, synthetic
 from infalign_jax.batches import Prompts, Responses
 from infalign_jax.runtime import checkpoint
 from infalign_jax.stages.language import Model
@@ -184,8 +184,8 @@ def measure(
     >>> row["kl"], row["win_rates"]["standard"]["train"]["mean"], row["distinct"]
     (0.0, 0.5, 1.0)
     """
-    ratio = own.log_probs - own.reference_log_probs
-    kl, kl_error = evaluation.mean_and_standard_error(ratio.astype(np.float64).mean(axis=1))
+    ratio = divergence.log_ratio(own.log_probs, own.reference_log_probs)
+    kl, kl_error = evaluation.mean_and_standard_error(ratio.mean(axis=1))
     rates: dict[str, Any] = {}
     bounds = {}
     for procedure in run.experiment.evaluate.procedures:
