@@ -140,7 +140,8 @@ def test_ctrl_c_says_how_to_go_on(calls: Calls, capsys: pytest.CaptureFixture[st
 
 
 WAITING = """
-import sys, time, types
+import signal, sys, time, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 import infalign_jax
 from infalign_jax import cli
 def wait(*_):
