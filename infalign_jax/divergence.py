@@ -2,9 +2,8 @@
 
 For y drawn from π, both Σ_t KL(π(·|y_<t) ‖ π_ref(·|y_<t)) and log π(y)/π_ref(y) have expectation
 KL(π ‖ π_ref) (derived: the chain rule, prefix by prefix). The first takes the law of each token,
-the second one number a sequence. The first varies less on all but policies made against it
-(measured: `experiments/results/estimators/README.md`). Either is averaged over prompts, neither is
-ever clipped.
+the second one number a sequence. The first varies less, but on policies made against it (measured:
+`experiments/results/estimators/README.md`). Either is averaged over prompts, neither ever clipped.
 """
 
 import jax
