@@ -5,6 +5,7 @@ reference policy for the same prompt (*InfAlign*, arXiv 2412.19792, section 4.1)
 reference policy it is uniform on [0, 1], whatever the reward's scale or shape on that prompt.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -118,8 +119,8 @@ def _mid_ranks(rewards: Array, known: Array) -> Array:
         return jax.lax.fori_loop(0, k_ref, count, zero, unroll=8).astype(rewards.dtype) / 2
 
     def search(known: Array, rewards: Array) -> Array:
-        below = jnp.searchsorted(known, rewards, side="left", method="scan_unrolled")
-        up_to = jnp.searchsorted(known, rewards, side="right", method="scan_unrolled")
+        below = jnp.searchsorted(known, rewards, side="left")
+        up_to = jnp.searchsorted(known, rewards, side="right")
         return (below + up_to).astype(rewards.dtype) / 2
 
     for _ in rewards.shape[:-1]:
@@ -152,14 +153,21 @@ def posterior_mean(transformation: Transformation, k_ref: int) -> Array:
             f"expected a positive number of reference rewards, got {k_ref!r}: give calibrate's "
             f"K_ref, or K_ref − 1 where it leaves one out"
         )
+    u, weights = _posterior(k_ref)
+    return jnp.sum(weights * transformation(u), axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _posterior(k_ref: int) -> tuple[Array, Array]:
+    """Nodes in (0, 1) and weights of sum one for each Beta(a, b), float[k_ref + 1, nodes]."""
     a = jnp.arange(1, k_ref + 2, dtype=jnp.result_type(float))[:, None]
     b = a[::-1]
     spread = 9 * jnp.sqrt((a + b) / (a * b))
     # Steps d from the mode of the posterior of log(u/(1−u)), down to e^-40 of its density.
     low, high = 40 / a + spread, 40 / b + spread
     d = (low + high) * jnp.linspace(0, 1, _NODES, dtype=a.dtype)[None, :] - low
-    weights = jax.nn.softmax(a * d - (a + b) * jnp.log1p(a / (a + b) * jnp.expm1(d)), axis=1)
-    return jnp.sum(weights * transformation(jax.nn.sigmoid(jnp.log(a / b) + d)), axis=1)
+    log_density = a * d - (a + b) * jnp.log1p(a / (a + b) * jnp.expm1(d))
+    return jax.nn.sigmoid(jnp.log(a / b) + d), jax.nn.softmax(log_density, axis=1)
 
 
 def tabulated(table: Array) -> Transformation:
