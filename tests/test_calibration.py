@@ -1,6 +1,11 @@
 """Quantiles against counting by hand, and the best map that does not look at the prompt."""
 
 import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +13,9 @@ import numpy as np
 import pytest
 
 from infalign_jax import calibration
+
+# More than this many reference rewards are searched, not counted through.
+SEARCHED = 300
 
 
 def mid_ranks(rewards, reference):
@@ -18,7 +26,7 @@ def mid_ranks(rewards, reference):
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
-@pytest.mark.parametrize("k_ref", [1, 2, 7, 128])
+@pytest.mark.parametrize("k_ref", [1, 2, 7, 128, SEARCHED])
 def test_quantiles_agree_with_counting_ties_included(leading, k_ref, precision):
     generator = np.random.default_rng(k_ref)
     rewards = generator.integers(-3, 4, (*leading, 5)).astype(precision)
@@ -57,6 +65,116 @@ def test_bfloat16_rewards_give_float32_quantiles():
 def test_other_prompts_are_refused():
     with pytest.raises(ValueError, match=r"leading dimensions \(3,\).*got \(2,\)"):
         calibration.calibrate(jnp.zeros((3, 4)), jnp.zeros((2, 8)))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_reward_that_is_not_finite_is_refused_by_its_place(wrong):
+    rewards = np.zeros((3, 4), np.float32)
+    rewards[2, 1] = wrong
+    where = f"got {np.float32(wrong)} at prompt 2, sample 1: find out why"
+    with pytest.raises(ValueError, match=f"finite reference rewards, {where}"):
+        calibration.sorted_reference(rewards)
+    with pytest.raises(ValueError, match=f"finite rewards, {where}"):
+        calibration.calibrate(rewards, np.zeros((3, 8), np.float32))
+    with pytest.raises(ValueError, match="finite reference rewards, got"):
+        calibration.calibrate(np.zeros((3, 8), np.float32), rewards)
+
+
+@pytest.mark.parametrize("k_ref", [3, SEARCHED])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_under_jit_what_is_not_finite_gives_nan_and_nothing_else_does(wrong, k_ref):
+    rewards = np.array([[1.0, wrong, 2.0], [1.0, 1.5, 2.0], [1.0, 1.5, 2.0]], np.float32)
+    reference = np.tile(np.linspace(0, 3, k_ref, dtype=np.float32), (3, 1))
+    reference[1, 0 if wrong < 0 else -1] = wrong  # where sorting puts it
+    with jax.debug_nans(False):
+        found = jax.jit(calibration.calibrate)(rewards, reference)
+        assert np.isnan(found).tolist() == [[False, True, False], [True] * 3, [False] * 3]
+    with jax.debug_nans(True), pytest.raises(FloatingPointError):
+        calibration.calibrate(jnp.asarray(rewards), jnp.asarray(reference))
+
+
+def test_reference_rewards_out_of_order_are_refused():
+    reference = np.array([[1.0, 2.0, 3.0], [1.0, 3.0, 2.0]])
+    with pytest.raises(ValueError, match="ascending order, got a fall after prompt 1, sample 1"):
+        calibration.calibrate(np.zeros((2, 1)), reference)
+
+
+@pytest.mark.parametrize("shape", [(2, 0), (0,)])
+def test_no_reference_at_all_is_refused(shape):
+    with pytest.raises(ValueError, match="K_ref at least 1, got"):
+        calibration.sorted_reference(np.zeros(shape))
+    with pytest.raises(ValueError, match="K_ref at least 1, got"):
+        jax.jit(calibration.calibrate)(jnp.zeros((*shape[:-1], 3)), jnp.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("float16", "float32"), ("bfloat16", "float32"), ("float32", "float32"), ("float64",) * 2],
+)
+def test_reference_rewards_are_sorted_a_prompt_at_a_time(given, kept):
+    rewards = np.random.default_rng(4).normal(size=(2, 5, 9)).astype(jnp.dtype(given))
+    before = rewards.copy()
+    ordered = calibration.sorted_reference(rewards)
+    assert ordered.dtype == kept
+    np.testing.assert_array_equal(ordered, np.sort(before.astype(kept), axis=2))
+    np.testing.assert_array_equal(rewards, before)
+
+
+def test_double_rewards_where_jax_is_single():
+    reference = calibration.sorted_reference([[1.0, 2.0, 3.0]])
+    assert reference.dtype == np.float64
+    quantiles = calibration.calibrate(np.array([[0.0, 2.5]]), reference)
+    assert quantiles.dtype == jnp.float32
+    np.testing.assert_allclose(quantiles, [[1 / 8, 5 / 8]])
+
+
+def test_what_an_estimator_of_the_quantile_does_to_a_sharp_transformation(x64):
+    """The mean of e^{10û} over u, against that of e^{10u}: û from 8 reference rewards.
+
+    A new response is equally likely to lie in each of the 9 gaps. Counted among itself and the
+    others it has rank m + 1 of 9 where its tie with itself wins, m of 9 where it loses.
+    """
+    gaps, reference = np.arange(9) + 0.5, np.arange(1.0, 9)
+    mid = np.asarray(calibration.calibrate(gaps, reference))
+    m, mean = np.arange(9), (np.exp(10) - 1) / 10
+    shares = {"mid-rank": mid, "m/K": m / 8, "itself wins": (m + 1) / 9, "itself loses": m / 9}
+    bias = {name: float(np.mean(np.exp(10 * u)) / mean - 1) for name, u in shares.items()}
+    expected = {"mid-rank": -0.0496, "m/K": 0.5573, "itself wins": 0.6564, "itself loses": -0.4547}
+    assert bias == pytest.approx(expected, abs=5e-5)
+
+
+PROGRAMS = """
+import sys
+import jax, jax.numpy as jnp
+from infalign_jax.calibration import calibrate
+from infalign_jax.runtime import mesh as meshes
+
+def mixing(rewards, reference):
+    return calibrate(rewards, reference) - jnp.mean(rewards, axis=0, keepdims=True)
+
+mesh = meshes.make(meshes.MeshConfig(data=2, fsdp=4))
+rows = meshes.batch_sharding(mesh)
+for k_ref in (8, int(sys.argv[1])):
+    shapes = [jax.ShapeDtypeStruct((16, k), jnp.float32) for k in (5, k_ref)]
+    for function in (calibrate, mixing):
+        program = jax.jit(function, in_shardings=rows, out_shardings=rows).lower(*shapes)
+        print("PROGRAM", function.__name__, program.compile().as_text())
+"""
+TALK = re.compile(r"\b(all|collective|reduce-scatter|ragged|send|recv)[\w-]*(?=\()")
+
+
+def test_no_device_asks_another_where_prompts_are_divided():
+    root = Path(__file__).parent.parent
+    paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    flags = "--xla_force_host_platform_device_count=8"
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
+    command = [sys.executable, "-c", PROGRAMS, str(SEARCHED)]
+    out = subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=300)
+    programs = [text.split(maxsplit=1) for text in out.stdout.split("PROGRAM ")[1:]]
+    assert [name for name, _ in programs] == ["calibrate", "mixing"] * 2
+    for name, text in programs:
+        assert "f32[2,5]" in text  # two prompts of 16 on each of 8 devices
+        assert bool(TALK.search(text)) == (name == "mixing"), name
 
 
 def test_the_global_map_is_the_best_monotone_one_on_small_problems():
