@@ -177,8 +177,9 @@ def _optimal(procedure: Procedure, beta: Array, reference: Procedure) -> Optimum
         kl, win_rate = _outcome(rewards, beta, procedure, reference)
         law = quadrature.tilt(rewards / beta)
         again = quadrature.cumulate(procedure.density(law.cdf) * reference.density(u))
-        residual = jnp.max(jnp.abs(quadrature.tilt(again / beta).cdf - law.cdf))
-        return kl, win_rate, residual
+        errors = jnp.abs(quadrature.tilt(again / beta).cdf - law.cdf)
+        # What is not a number is no solution; a maximum may pass over it.
+        return kl, win_rate, jnp.max(jnp.where(jnp.isfinite(errors), errors, jnp.inf))
 
     candidates = shooting.solve(procedure, beta, reference)
     kl, win_rate, residual = jax.vmap(assess)(candidates)

@@ -83,6 +83,14 @@ def test_a_problem_beyond_single_precision_is_not_called_solved():
         assert not best.converged
 
 
+def test_a_law_that_is_no_number_is_not_called_solved():
+    broken = best_of_n(2)._replace(density=lambda q: jnp.where(q > 0.5, jnp.nan, 1.0) * q)
+    with jax.debug_nans(False):
+        best = frontier.optimal(broken, 0.5)
+    assert best.residual == jnp.inf
+    assert not best.converged
+
+
 @pytest.mark.usefixtures("x64")
 def test_identity_is_optimal_for_the_standard_win_rate():
     u = jnp.array([1e-6, 0.1, 0.5, 0.9, 1 - 1e-6])
