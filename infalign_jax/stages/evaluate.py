@@ -155,8 +155,8 @@ def calibration_error(run: Run, reference: Samples) -> dict[str, Any]:
     scored = min(64, max(1, (rewards.shape[1] - k) // 8))
     table, new, rest = np.split(rewards, [k, k + scored], axis=1)
     rank = jax.jit(calibration.calibrate)
-    truth = np.asarray(rank(new, np.sort(rest, axis=1)))
-    after = np.asarray(rank(new, np.sort(table, axis=1)))
+    truth = np.asarray(rank(new, calibration.sorted_reference(rest)))
+    after = np.asarray(rank(new, calibration.sorted_reference(table)))
     before = calibration.global_map(new, truth)(new)
     return {
         "absolute_error_before": calibration.absolute_error(before, truth),

@@ -184,7 +184,7 @@ def calibrate(run: Run, prompts: Prompts, policy: Any, scorer: Any) -> Reference
         responses, log_probs, earned = in_chunks(run, "calibrate", prompts, options.chunk, chunk)
         rewards = earned[..., -1]
         check_finite(rewards, "calibrate")
-        order = np.sort(rewards, axis=1)
+        order = calibration.sorted_reference(rewards)
         own = jax.jit(partial(calibration.calibrate, leave_one_out=True))(rewards, order)
         tree = {
             "tokens": responses.tokens, "mask": responses.mask, "log_probs": log_probs,
