@@ -29,7 +29,6 @@ def enumerated(policy, reference, procedure, reference_procedure, policy_judge, 
     return total / weight
 
 
-@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
     ("procedure", "counted"),
