@@ -196,5 +196,5 @@ def _ascend(this: Problem, x: Array) -> Array:
 
 def _polish(this: Problem, x: Array) -> Array:
     """Newton's step where it comes nearer: the objective is too flat to see the last digits."""
-    further = _within(this, x + _newton(this, x, uphill=False))
-    return jnp.where(residual(this, further) < residual(this, x), further, x)
+    both = jnp.stack([x, _within(this, x + _newton(this, x, uphill=False))])
+    return both[jnp.argmin(jax.vmap(lambda x: residual(this, x))(both))]

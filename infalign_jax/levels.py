@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax import climbing, shooting
+from infalign_jax import climbing, quadrature, shooting
 from infalign_jax.procedures import Procedure
 
 Array = jax.Array
@@ -91,15 +91,8 @@ def curve(
         raise ValueError(
             f"expected values of shape {p.shape}, got {values.shape}: give one a level"
         )
-    betas = _positive("betas", betas)
     reference = procedure if reference_procedure is None else reference_procedure
-
-    def outcome(beta: Array) -> tuple[Array, Array]:
-        problem = climbing.problem(procedure, p, beta, reference)
-        return climbing.outcome(problem, jnp.diff(values) / beta)
-
-    kl, win_rate = jax.vmap(outcome)(betas.reshape(-1))
-    return kl.reshape(betas.shape), win_rate.reshape(betas.shape)
+    return _curve(values, procedure, p, _positive("betas", betas), reference)
 
 
 def optimal(
@@ -182,7 +175,7 @@ def success_rate(probability: float | Array, kl: float | Array) -> Array:
     """The highest success rate q that ``kl`` nats can buy a prompt of success rate p.
 
     float[...] and float[...] of one shape, or either a scalar -> float[...]: the q in [p, 1] with
-    q log(q/p) + (1−q) log((1−q)/(1−p)) = kl, and 1 from kl = −log p on.
+    q log(q/p) + (1−q) log((1−q)/(1−p)) = kl, and 1 from kl = −log p on. A p of 0 or 1 stays.
 
     With two levels every increasing Φ gives logit q = logit p + (Φ(u_2) − Φ(u_1))/β: all of them,
     the optimum included, trace this one curve, and at a prompt's own KL no Φ is better than
@@ -193,17 +186,37 @@ def success_rate(probability: float | Array, kl: float | Array) -> Array:
     0.6614
     """
     dtype = jnp.result_type(float)
-    p, kl = jnp.broadcast_arrays(jnp.asarray(probability, dtype), jnp.asarray(kl, dtype))
+    known, kl = jnp.broadcast_arrays(jnp.asarray(probability, dtype), jnp.asarray(kl, dtype))
+    return _success_rate(known, kl)
+
+
+@jax.jit
+def _success_rate(known: Array, kl: Array) -> Array:
+    open_ended = (known > 0) & (known < 1)  # elsewhere no tilt moves anything
+    p = jnp.where(open_ended, known, 0.5)
 
     def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         q = (low + high) / 2
-        spent = jax.scipy.special.rel_entr(q, p) + jax.scipy.special.rel_entr(1 - q, 1 - p)
-        return jnp.where(spent < kl, q, low), jnp.where(spent < kl, high, q)
+        right, wrong = jnp.log(q / p), jnp.log((1 - q) / (1 - p))
+        short = p * quadrature.kl_terms(right) + (1 - p) * quadrature.kl_terms(wrong) < kl
+        return jnp.where(short, q, low), jnp.where(short, high, q)
 
-    steps = jnp.finfo(dtype).nmant + 2
+    steps = jnp.finfo(p.dtype).nmant + 2
     low, high = jax.lax.fori_loop(0, steps, halve, (p, jnp.ones_like(p)))
-    return (low + high) / 2
+    return jnp.where(open_ended, (low + high) / 2, known)
+
+
+@functools.partial(jax.jit, static_argnames=("procedure", "reference"))
+def _curve(
+    values: Array, procedure: Procedure, p: Array, betas: Array, reference: Procedure
+) -> tuple[Array, Array]:
+    def outcome(beta: Array) -> tuple[Array, Array]:
+        problem = climbing.problem(procedure, p, beta, reference)
+        return climbing.outcome(problem, jnp.diff(values) / beta)
+
+    kl, win_rate = jax.vmap(outcome)(betas.reshape(-1))
+    return kl.reshape(betas.shape), win_rate.reshape(betas.shape)
 
 
 @functools.partial(jax.jit, static_argnames=("procedure", "reference"))
