@@ -64,10 +64,8 @@ def win_rate(
     >>> win_rate([[1.0, 4.0]], [[2.0, 3.0]], procedures.best_of_n(2)).mean
     1.0
     """
-    rewards, references = (
-        checked_rows("policy", policy_rewards),
-        checked_rows("reference", reference_rewards),
-    )
+    rewards = checked_rows("policy", policy_rewards)
+    references = checked_rows("reference", reference_rewards)
     if len(rewards) != len(references):
         raise ValueError(
             f"expected as many prompts on both sides, got {len(rewards)} of the policy and "

@@ -1,10 +1,10 @@
 """Rows of rewards in order: what each rank weighs, and which side wins, at the speed of a sort.
 
-NumPy sorts doubles twice as fast as it finds their order (``argsort``), and searches far more
-slowly. So ``wins_by_rank`` sorts numbers whose lowest bits of mantissa say where they come from:
-one sort brings values and origins. Rows in which two values are equal, or differ in those bits
-alone, are found out afterwards and counted the general way. Rows are taken in blocks that stay in
-a processor's cache, in memory that is asked for once: its first touch costs more than arithmetic.
+NumPy sorts twice as fast as it finds an order (``argsort``), and searches far more slowly. So
+``wins_by_rank`` sorts numbers whose lowest bits of mantissa say where they come from: one sort
+brings values and origins. Rows in which two values are equal, or differ in what was left out alone,
+are found out afterwards and counted the general way. Rows are taken in blocks that stay in a
+processor's cache, in memory that is asked for once: its first touch costs more than arithmetic.
 """
 
 from collections.abc import Iterator
@@ -117,78 +117,96 @@ def wins_by_rank(
     >>> wins_by_rank(np.array([[1.0, 3.0]]), best, np.array([[2.0, 0.0]]), best, judges).tolist()
     [1.0]
     """
-    fast = _by_values if judges is None else _by_judges
-    found = np.empty(len(values))
-    width = len(p) + len(q)
-    space = np.empty((3, min(len(values), max(1, _BLOCK // width)), width))
-    for rows in _blocks(len(values), width):
-        given = [side[rows] for side in (values, others, *(judges or ()))]
-        won, close = fast(p, q, space[:, : len(given[0])], *given)
-        if close.any():
-            mine, theirs, *judged = (side[close] for side in given)
-            seen, met = judged or (mine, theirs)
-            won[close] = wins(seen, weights_by_rank(mine, p), met, weights_by_rank(theirs, q))
-        found[rows] = won
-    return found
+    if judges is None:
+        won, close = _by_values(values, p, others, q)
+    else:
+        won, close = _by_judges(values, p, others, q, *judges)
+    if close.any():
+        mine, theirs = values[close], others[close]
+        seen, met = (mine, theirs) if judges is None else [side[close] for side in judges]
+        won[close] = wins(seen, weights_by_rank(mine, p), met, weights_by_rank(theirs, q))
+    return won
 
 
 def _by_values(
-    p: np.ndarray, q: np.ndarray, space: np.ndarray, values: np.ndarray, others: np.ndarray
+    values: np.ndarray, p: np.ndarray, others: np.ndarray, q: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Wins of a block, float64[rows], right but where the second result, bool[rows], is set.
+    """Wins, float64[B], right but for the rows where the second result, bool[B], is set.
 
-    ``space`` is float64[3, rows, n + m], to write into.
+    In single precision, which sorts twice as fast and, one bit less, still tells 256 normal values
+    of one side from 256 of the other in all but some 2 of 1,000 rows.
     """
-    keys, spare, _ = space
-    rows, n = values.shape
-    bits, free = keys.view(np.int64), spare.view(np.int64)
-    np.bitwise_and(values.view(np.int64), ~1, out=bits[:, :n])
-    np.bitwise_or(others.view(np.int64), 1, out=bits[:, n:])
-    keys.sort(axis=1)
-    # The i-th smallest of the values stands above i of them and, besides, above others alone.
-    below = np.flatnonzero(np.bitwise_and(bits, 1, out=free) == 0).reshape(rows, n)
-    below -= np.arange(rows)[:, None] * keys.shape[1]
-    below -= np.arange(n)
-    lost = np.take(cumulated(q), below, out=spare.ravel()[: rows * n].reshape(rows, n), mode="clip")
-    # Equal neighbours of one side have equal bits, and may stand in any order.
-    return lost @ p, _any(_apart(bits, free) == 1)
+    n, width, running = len(p), len(p) + len(q), cumulated(q)
+    won, close = np.empty(len(values)), np.empty(len(values), bool)
+    step = min(len(values), max(1, _BLOCK // width))
+    offsets = width * np.arange(step)[:, None] + np.arange(n)
+    keys_space, lost_space = np.empty((step, width), np.float32), np.empty((step, n))
+    for rows in _blocks(len(values), width):
+        count = len(values[rows])
+        keys, lost = keys_space[:count], lost_space[:count]
+        with np.errstate(over="ignore"):
+            keys[:, :n] = values[rows]
+            keys[:, n:] = others[rows]
+        vast = np.isinf(keys)
+        keys[vast] = 0  # an infinity would lose its origin
+        bits = keys.view(np.int32)
+        bits &= ~1
+        bits[:, n:] |= 1
+        keys.sort(axis=1)
+        free = np.bitwise_and(bits, 1)
+        # The i-th smallest of the values stands above i of them and, besides, above others alone.
+        below = np.flatnonzero(free == 0).reshape(count, n)
+        below -= offsets[:count]
+        won[rows] = np.take(running, below, out=lost, mode="clip") @ p
+        # Equal neighbours of one side have equal bits, and may stand in any order.
+        close[rows] = _any(_apart(bits, free) == 1) | _any(vast)
+    return won, close
 
 
 def _by_judges(
-    p: np.ndarray,
-    q: np.ndarray,
-    space: np.ndarray,
     values: np.ndarray,
+    p: np.ndarray,
     others: np.ndarray,
+    q: np.ndarray,
     judged: np.ndarray,
     judged_others: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """As ``_by_values``: judges' rewards are put in the order of what weighs them, where a place
-    is a rank, and then sorted together with their places."""
-    keys, spare, third = space
-    n, width = values.shape[1], keys.shape[1]
-    bits, free, places = keys.view(np.int64), spare.view(np.int64), third.view(np.int64)
+    is a rank, and then sorted with their places, which take more bits than a single can spare."""
+    n, width, signed = len(p), len(p) + len(q), np.concatenate([p, -q])
+    won, close = np.empty(len(values)), np.empty(len(values), bool)
+    step = min(len(values), max(1, _BLOCK // width))
     low = (1 << (width - 1).bit_length()) - 1
-    np.bitwise_and(values.view(np.int64), ~low, out=bits[:, :n])
-    np.bitwise_and(others.view(np.int64), ~low, out=bits[:, n:])
-    bits |= np.arange(width)
-    keys[:, :n].sort(axis=1)
-    keys[:, n:].sort(axis=1)
-    close = _any(_apart(bits, free) <= low)
-    np.bitwise_and(bits, low, out=places)
-    places += width * np.arange(len(keys))[:, None]
-    spare[:, :n] = judged
-    spare[:, n:] = judged_others
-    np.take(spare.ravel(), places, out=keys, mode="clip")
+    offsets, space = width * np.arange(step)[:, None], np.empty((3, step, width))
+    for rows in _blocks(len(values), width):
+        keys, spare, third = space[:, : len(values[rows])]
+        bits, free, places = keys.view(np.int64), spare.view(np.int64), third.view(np.int64)
+        keys[:, :n] = values[rows]
+        keys[:, n:] = others[rows]
+        _mark(bits, low)
+        keys[:, :n].sort(axis=1)
+        keys[:, n:].sort(axis=1)
+        near = _any(_apart(bits, free) <= low)
+        np.bitwise_and(bits, low, out=places)
+        places += offsets[: len(keys)]
+        spare[:, :n] = judged[rows]
+        spare[:, n:] = judged_others[rows]
+        np.take(spare.ravel(), places, out=keys, mode="clip")
+        _mark(bits, low)
+        keys.sort(axis=1)
+        close[rows] = near | _any(_apart(bits, free) <= low)
+        np.bitwise_and(bits, low, out=places)
+        weights = np.take(signed, places, out=spare, mode="clip")
+        served = np.maximum(weights, 0, out=keys)
+        met = np.cumsum(np.subtract(served, weights, out=weights), axis=1, out=third)
+        won[rows] = np.vecdot(served, met)
+    return won, close
+
+
+def _mark(bits: np.ndarray, low: int) -> None:
+    """Puts each value's place in its row into its lowest bits."""
     bits &= ~low
-    bits |= np.arange(width)
-    keys.sort(axis=1)
-    close |= _any(_apart(bits, free) <= low)
-    np.bitwise_and(bits, low, out=places)
-    weights = np.take(np.concatenate([p, -q]), places, out=spare, mode="clip")
-    won = np.maximum(weights, 0, out=keys)
-    met = np.cumsum(np.subtract(won, weights, out=weights), axis=1, out=third)
-    return np.vecdot(won, met), close
+    bits |= np.arange(bits.shape[1])
 
 
 def _apart(bits: np.ndarray, free: np.ndarray) -> np.ndarray:
@@ -200,7 +218,7 @@ def _apart(bits: np.ndarray, free: np.ndarray) -> np.ndarray:
     flat = free.ravel()
     flat[-1] = -1  # the last of all has no next
     np.bitwise_xor(bits.ravel()[1:], bits.ravel()[:-1], out=flat[:-1])
-    return np.bitwise_and(free, np.iinfo(np.int64).max, out=free)
+    return np.bitwise_and(free, np.iinfo(free.dtype).max, out=free)
 
 
 def _any(near: np.ndarray) -> np.ndarray:

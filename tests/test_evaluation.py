@@ -184,6 +184,11 @@ def test_a_bootstrap_of_nothing_is_refused(values, draws):
         ((np.zeros((1, 2)), [[0, np.inf]], standard()), {}, "finite reference rewards, got inf"),
         (
             (np.zeros((1, 2)), np.zeros((1, 2)), standard()),
+            {"policy_judge": [[0, np.nan]], "reference_judge": np.zeros((1, 2))},
+            "finite policy_judge rewards, got nan at prompt 0, sample 1",
+        ),
+        (
+            (np.zeros((1, 2)), np.zeros((1, 2)), standard()),
             {"policy_judge": np.zeros((1, 2))},
             "of both sides or of neither",
         ),
