@@ -25,6 +25,7 @@ MATHEMATICS = {
     "quadrature",
     "shooting",
     "calibration",
+    "posterior",
     "evaluation",
     "notation",
 }
