@@ -25,7 +25,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from infalign_jax import calibration, frontier, notation, quadrature, report_style
+from infalign_jax import frontier, notation, posterior, quadrature, report_style
 from infalign_jax.procedures import Procedure
 from infalign_jax.transformations import Transformation
 
@@ -55,10 +55,10 @@ def values(phi: Transformation, u: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def posterior(phi: Transformation, beta: float, top: float, k: int) -> tuple[jax.Array, jax.Array]:
+def means(phi: Transformation, beta: float, top: float, k: int) -> tuple[jax.Array, jax.Array]:
     """E[Φ(u) | m] and β·log E[e^{Φ(u)/β} | m], float64[K + 1]; `top` keeps the latter finite."""
-    mean = calibration.posterior_mean(lambda u: jnp.exp((phi(u) - top) / beta), k)
-    return calibration.posterior_mean(phi, k), top + beta * jnp.log(mean)
+    mean = posterior.mean(lambda u: jnp.exp((phi(u) - top) / beta), k)
+    return posterior.mean(phi, k), top + beta * jnp.log(mean)
 
 
 def estimators(phi: Transformation, beta: float, k: int) -> dict[str, np.ndarray]:
@@ -72,8 +72,8 @@ def estimators(phi: Transformation, beta: float, k: int) -> dict[str, np.ndarray
     }
     by_rank = np.asarray(values(phi, np.minimum(list(quantiles.values()), 1)))[:, : k + 1]
     tables = dict(zip(quantiles, by_rank, strict=True))  # log 0 is −∞: such a one is never given
-    means = (np.asarray(table) for table in posterior(phi, beta, by_rank[2, -1], k))
-    return tables | dict(zip(("posterior mean", "posterior log-mean"), means, strict=True))
+    found = (np.asarray(table) for table in means(phi, beta, by_rank[2, -1], k))
+    return tables | dict(zip(("posterior mean", "posterior log-mean"), found, strict=True))
 
 
 def tilt(widths: np.ndarray, table: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray]:
@@ -210,7 +210,7 @@ def draw(seed: int, k: int) -> np.ndarray:
 def without_ties(kl: float, k: int, name: str) -> list[Row]:
     """All Φ and estimators for one procedure, on the same prompts."""
     procedure, widths = notation.procedure(name), draw(0, k)
-    start = np.asarray(posterior(*target(f"optimal({name})", kl), 0.0, k)[0])
+    start = np.asarray(means(*target(f"optimal({name})", kl), 0.0, k)[0])
     fitted = best_by_rank(draw(1, k), start, kl, procedure)
     bound, rows = at_equal_kl(widths, fitted[None], kl, procedure), []
     for transformation in TRANSFORMATIONS[name]:
@@ -232,7 +232,7 @@ def with_ties(kl: float, k: int, transformation: str) -> list[Row]:
     equal = np.random.default_rng([2, k]).multinomial(k, widths[0], len(widths))
     below = np.cumsum(equal, axis=1) - equal
     middle = (below + equal / 2 + 0.5) / (k + 1)
-    mean = calibration.tabulated(posterior(phi, beta, 0.0, k)[0])
+    mean = posterior.tabulated(means(phi, beta, 0.0, k)[0])
     at = {"mid-rank": middle, "≤": (below + equal) / k, "<": below / k}
     tables = {name: np.asarray(values(phi, u)) for name, u in at.items()}
     tables["posterior mean"] = np.asarray(mean(jnp.asarray(middle)))

@@ -5,7 +5,6 @@ reference policy for the same prompt (*InfAlign*, arXiv 2412.19792, section 4.1)
 reference policy it is uniform on [0, 1], whatever the reward's scale or shape on that prompt.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -13,19 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from infalign_jax.transformations import Transformation
-
 Array = jax.Array
 
 _LEVELS = 10  # the global map's values are multiples of 2^-10
-_COUNTED = 256  # up to so many reference rewards counting beats binary search on a CPU
-_NODES = 129  # of the quadrature over a posterior
+_COUNTED = 128  # up to so many reference rewards counting beats binary search on a CPU
+_ALIGNED = 64  # bytes: JAX copies what begins elsewhere
 
 
 def sorted_reference(rewards: ArrayLike) -> np.ndarray:
     """The rewards of each prompt's reference responses in ascending order, once and on the host.
 
-    NumPy sorts some 40 times faster than XLA does on a CPU, and it is done once a prompt.
+    NumPy sorts some 40 times faster than XLA does on a CPU. The result begins where JAX on a CPU
+    takes it as it is: elsewhere copying 40 MB takes longer than ranking among them.
 
     Args:
       rewards: float[..., K_ref], finite, in any order.
@@ -41,7 +39,13 @@ def sorted_reference(rewards: ArrayLike) -> np.ndarray:
     values = np.asarray(rewards)
     _check_count(values.shape)
     _check_finite("reference rewards", values)
-    return np.sort(values.astype(np.result_type(values.dtype, np.float32), copy=False), axis=-1)
+    dtype = np.result_type(values.dtype, np.float32)
+    room = np.empty(values.size * dtype.itemsize + _ALIGNED, np.uint8)
+    start = -room.ctypes.data % _ALIGNED
+    ordered = room[start : start + values.size * dtype.itemsize].view(dtype).reshape(values.shape)
+    ordered[...] = values
+    ordered.sort(axis=-1)
+    return ordered
 
 
 def calibrate(
@@ -118,80 +122,31 @@ def _mid_ranks(rewards: Array, known: Array) -> Array:
         zero = jnp.zeros(rewards.shape, jnp.int32)
         return jax.lax.fori_loop(0, k_ref, count, zero, unroll=8).astype(rewards.dtype) / 2
 
-    def search(known: Array, rewards: Array) -> Array:
-        below = jnp.searchsorted(known, rewards, side="left")
-        up_to = jnp.searchsorted(known, rewards, side="right")
-        return (below + up_to).astype(rewards.dtype) / 2
-
+    search = _search
     for _ in rewards.shape[:-1]:
         search = jax.vmap(search)
-    return search(known, rewards)
+    return search(known, rewards).astype(rewards.dtype) / 2
 
 
-def posterior_mean(transformation: Transformation, k_ref: int) -> Array:
-    """E[Φ(u) | m of K_ref reference rewards lie below], float[K_ref + 1] over m = 0 … K_ref.
+def _search(known: Array, rewards: Array) -> Array:
+    """#{r_k < r} + #{r_k ≤ r}, int32[K], by halving: on a CPU thrice as fast as searchsorted."""
+    k_ref = known.size
+    highest = 1 << (k_ref.bit_length() - 1)
 
-    Under the reference policy u is uniform, and m given u binomial: so u given m is
-    Beta(m + 1, K_ref − m + 1), and the mean of Φ under it is the estimate of Φ(u) by rank that has
-    the least mean square error; its mean over u is that of Φ (derived). ``tabulated`` makes a
-    transformation of the table.
-
-    The integral is a trapezoid sum over log(u/(1−u)), where the posterior is smooth, of one peak,
-    and falls exponentially to both sides; the weights sum to one, so that the mean lies within
-    what Φ takes on.
-
-    Raises ValueError where ``k_ref`` is no positive integer.
-
-    >>> from infalign_jax import transformations
-    >>> [round(float(x), 4) for x in posterior_mean(transformations.identity, 3)]  # (m+1)/(K+2)
-    [0.2, 0.4, 0.6, 0.8]
-    >>> round(float(posterior_mean(transformations.log, 2)[0]), 4)  # −(1 + ½ + ⅓)
-    -1.8333
-    """
-    if not isinstance(k_ref, int) or isinstance(k_ref, bool) or k_ref < 1:
-        raise ValueError(
-            f"expected a positive number of reference rewards, got {k_ref!r}: give calibrate's "
-            f"K_ref, or K_ref − 1 where it leaves one out"
+    def halve(i: int | Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+        below, up_to = (count + (highest >> i) for count in found)
+        at_below, at_up_to = (
+            known.at[jnp.minimum(count, k_ref) - 1].get(mode="promise_in_bounds")
+            for count in (below, up_to)
         )
-    u, weights = _posterior(k_ref)
-    return jnp.sum(weights * transformation(u), axis=1)
+        return (
+            jnp.where((below <= k_ref) & (at_below < rewards), below, found[0]),
+            jnp.where((up_to <= k_ref) & (at_up_to <= rewards), up_to, found[1]),
+        )
 
-
-@functools.partial(jax.jit, static_argnums=0)
-def _posterior(k_ref: int) -> tuple[Array, Array]:
-    """Nodes in (0, 1) and weights of sum one for each Beta(a, b), float[k_ref + 1, nodes]."""
-    a = jnp.arange(1, k_ref + 2, dtype=jnp.result_type(float))[:, None]
-    b = a[::-1]
-    spread = 9 * jnp.sqrt((a + b) / (a * b))
-    # Steps d from the mode of the posterior of log(u/(1−u)), down to e^-40 of its density.
-    low, high = 40 / a + spread, 40 / b + spread
-    d = (low + high) * jnp.linspace(0, 1, _NODES, dtype=a.dtype)[None, :] - low
-    log_density = a * d - (a + b) * jnp.log1p(a / (a + b) * jnp.expm1(d))
-    return jax.nn.sigmoid(jnp.log(a / b) + d), jax.nn.softmax(log_density, axis=1)
-
-
-def tabulated(table: Array) -> Transformation:
-    """The transformation of mid-rank quantiles that takes the value ``table[m]`` at count m.
-
-    ``table`` is float[K_ref + 1], such as ``posterior_mean`` gives. A quantile û stands for the
-    count û·(K_ref + 1) − ½; ties give halves, between whose neighbours it is linear. A pytree:
-    the table passes through jit.
-
-    >>> table = jnp.array([0.0, 1.0, 4.0, 9.0])  # the square of the count of 3
-    >>> reference = sorted_reference([[1.0, 2.0, 3.0]])
-    >>> tabulated(table)(calibrate(np.array([[0.0, 1.5, 3.0]]), reference)).round(4).tolist()
-    [[0.0, 1.0, 6.5]]
-    """
-    return jax.tree_util.Partial(_look_up, table)
-
-
-def _look_up(table: Array, u: Array) -> Array:
-    last = table.size - 1
-    place = jnp.clip(u * (last + 1) - 0.5, 0, last)
-    low = jnp.minimum(place.astype(jnp.int32), last - 1)
-    share = place - low.astype(place.dtype)
-    table = table.astype(place.dtype)
-    return table[low] * (1 - share) + table[low + 1] * share
+    zero = jnp.zeros(rewards.shape, jnp.int32)
+    below, up_to = jax.lax.fori_loop(0, k_ref.bit_length(), halve, (zero, zero))
+    return below + up_to
 
 
 def _check_count(shape: tuple[int, ...]) -> None:

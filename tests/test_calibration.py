@@ -37,6 +37,14 @@ def test_quantiles_agree_with_counting_ties_included(leading, k_ref, precision):
     assert jnp.all((quantiles > 0) & (quantiles < 1))
 
 
+@pytest.mark.parametrize("k_ref", [129, 255, 256, 257])
+def test_no_reward_is_missed_about_powers_of_two(k_ref):
+    reference = np.arange(k_ref, dtype=np.float32)[None]
+    rewards = np.arange(-1, 2 * k_ref + 1, dtype=np.float32)[None] / 2  # each one, and between
+    quantiles = calibration.calibrate(rewards, reference)
+    np.testing.assert_allclose(quantiles, mid_ranks(rewards, reference), rtol=1e-6)
+
+
 def test_a_member_of_the_reference_set_is_left_out(precision):
     reference = np.sort(np.random.default_rng(0).integers(0, 6, (2, 9)), axis=1).astype(precision)
     quantiles = calibration.calibrate(
@@ -118,6 +126,12 @@ def test_reference_rewards_are_sorted_a_prompt_at_a_time(given, kept):
     assert ordered.dtype == kept
     np.testing.assert_array_equal(ordered, np.sort(before.astype(kept), axis=2))
     np.testing.assert_array_equal(rewards, before)
+
+
+def test_sorted_rewards_begin_where_jax_takes_them_without_a_copy():
+    for size in range(1, 30):
+        ordered = calibration.sorted_reference(np.zeros((3, size), np.float32))
+        assert jax.device_put(ordered).unsafe_buffer_pointer() == ordered.ctypes.data
 
 
 def test_double_rewards_where_jax_is_single():

@@ -29,6 +29,7 @@ MATHEMATICS = {
     "climbing",
     "calibration",
     "ranking",
+    "posterior",
     "evaluation",
     "divergence",
     "prediction",

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infalign_jax import calibration, transformations
+from infalign_jax import calibration, posterior, transformations
 
 
 def moment(k_ref, power):
@@ -36,9 +36,7 @@ def test_means_are_the_exact_ones(k_ref, precision):
         # −(1/(m+1) + … + 1/(K+1)), from the derivative of the beta function
         "log u": (transformations.log, -np.cumsum(1 / np.arange(k_ref + 1, 0.0, -1))[::-1]),
     }
-    tables = jax.jit(
-        lambda: [calibration.posterior_mean(phi, k_ref) for phi, _ in exact.values()]
-    )()
+    tables = jax.jit(lambda: [posterior.mean(phi, k_ref) for phi, _ in exact.values()])()
     for (name, (_, expected)), table in zip(exact.items(), tables, strict=True):
         assert table.dtype == precision
         assert table.shape == (k_ref + 1,)
@@ -55,14 +53,14 @@ def test_it_is_the_mean_of_what_calibration_sees(x64):
     u = rng.uniform(size=(draws, 1))
     quantiles = np.asarray(jax.jit(calibration.calibrate)(u, reference))
     count = np.rint(quantiles[:, 0] * (k_ref + 1) - 0.5).astype(int)
-    table = calibration.posterior_mean(transformations.exponential(5), k_ref)
+    table = posterior.mean(transformations.exponential(5), k_ref)
     for m in range(k_ref + 1):
         seen = np.exp(5 * u[count == m, 0])
         assert abs(seen.mean() - table[m]) < 4 * seen.std() / np.sqrt(seen.size)
 
 
 def test_a_transformation_passes_through_jit_to_its_table(x64):
-    made = jax.jit(calibration.posterior_mean, static_argnums=1)
+    made = jax.jit(posterior.mean, static_argnums=1)
     for t in (3.0, 6.0):
         table = made(transformations.exponential(t), 5)
         assert np.all(np.diff(table) > 0)
@@ -73,7 +71,7 @@ def test_a_transformation_passes_through_jit_to_its_table(x64):
 @pytest.mark.parametrize("k_ref", [1, 4, 1000])
 def test_a_table_is_read_at_its_counts(k_ref, precision):
     table = np.random.default_rng(1).normal(size=k_ref + 1).astype(precision)
-    read = jax.jit(calibration.tabulated(jnp.asarray(table)))
+    read = jax.jit(posterior.tabulated(jnp.asarray(table)))
     count, exact = np.arange(k_ref + 1), 1e-3 if precision == jnp.float32 else 1e-11
     at_counts = read(((count + 0.5) / (k_ref + 1)).astype(precision))
     assert at_counts.dtype == precision
@@ -88,12 +86,12 @@ def test_a_response_left_out_is_looked_up_among_the_others():
     quantiles = calibration.calibrate(
         rewards, calibration.sorted_reference(rewards), leave_one_out=True
     )
-    read = calibration.tabulated(jnp.array([0.0, 10.0, 20.0, 30.0]))(quantiles)
+    read = posterior.tabulated(jnp.array([0.0, 10.0, 20.0, 30.0]))(quantiles)
     np.testing.assert_allclose(read, [[30, 0, 20, 10]], atol=1e-4)
 
 
 def test_quantiles_beyond_the_counts_take_the_ends():
-    read = calibration.tabulated(jnp.array([3.0, 5.0, 9.0]))(jnp.array([0.0, 1e-9, 0.99, 1.0]))
+    read = posterior.tabulated(jnp.array([3.0, 5.0, 9.0]))(jnp.array([0.0, 1e-9, 0.99, 1.0]))
     assert read.tolist() == [3, 3, 9, 9]
 
 
@@ -107,7 +105,7 @@ def test_another_table_does_not_recompile():
         return transformation(u)
 
     tables = jnp.array([[0.0, 1.0], [2.0, 4.0]])
-    read = [float(reward(calibration.tabulated(table), jnp.array(0.5))) for table in tables]
+    read = [float(reward(posterior.tabulated(table), jnp.array(0.5))) for table in tables]
     assert read == [0.5, 3]
     assert count == 1
 
@@ -115,4 +113,4 @@ def test_another_table_does_not_recompile():
 @pytest.mark.parametrize("k_ref", [0, -1, 2.0, True])
 def test_a_count_without_meaning_is_refused(k_ref):
     with pytest.raises(ValueError, match="expected a positive number of reference rewards"):
-        calibration.posterior_mean(transformations.identity, k_ref)
+        posterior.mean(transformations.identity, k_ref)
