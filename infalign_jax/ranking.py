@@ -119,12 +119,16 @@ def wins_by_rank(
     """
     if judges is None:
         won, close = _by_values(values, p, others, q)
-    else:
-        won, close = _by_judges(values, p, others, q, *judges)
+        if close.any():
+            # In order, weights are by place: what is equal shares them once the sides meet.
+            mine, theirs = np.sort(values[close], axis=1), np.sort(others[close], axis=1)
+            rows = len(mine), 1
+            won[close] = wins(mine, np.tile(p, rows), theirs, np.tile(q, rows))
+        return won
+    won, close = _by_judges(values, p, others, q, *judges)
     if close.any():
-        mine, theirs = values[close], others[close]
-        seen, met = (mine, theirs) if judges is None else [side[close] for side in judges]
-        won[close] = wins(seen, weights_by_rank(mine, p), met, weights_by_rank(theirs, q))
+        mine, theirs = weights_by_rank(values[close], p), weights_by_rank(others[close], q)
+        won[close] = wins(judges[0][close], mine, judges[1][close], theirs)
     return won
 
 

@@ -2,7 +2,8 @@
 
 Command:   python experiments/benchmarks/win_rate.py
 Cost:      half a minute
-Expected:  1.6 to 1.9 times the sorts without ties; the table in experiments/results/estimators
+Expected:  without ties 1.5 to 3.5 times the sorts, as malloc gives them new or old memory; the
+           tables in experiments/results/estimators
 
 1,000 prompts with 256 samples of the policy and 256 of the reference, best-of-4, float64. Sorts and
 win rate are timed in turn, and what is told is the median of the rounds, of processor time (other
