@@ -42,7 +42,6 @@ def populations() -> dict[str, Array]:
 
 def at_mean_kl(outcome: Callable[[Array], tuple[Array, ...]]) -> tuple[Array, tuple[Array, ...]]:
     """The β at which the mean over prompts of ``outcome(β)[0]`` is KL, and the outcome there."""
-    outcome = jax.jit(outcome)
     low, high = np.log(1e-3), np.log(1e5)
     for _ in range(30):
         middle = (low + high) / 2
@@ -51,18 +50,20 @@ def at_mean_kl(outcome: Callable[[Array], tuple[Array, ...]]) -> tuple[Array, tu
     return jnp.exp(high), outcome(jnp.exp(high))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def solved(procedure: Procedure, p: Array, beta: Array) -> tuple[Array, Array, Array]:
     """KL, win rate and converged of each prompt's optimum, [PROMPTS]."""
     best = jax.vmap(lambda row: levels.optimal(procedure, row, beta))(p)
     return best.kl, best.win_rate, best.converged
 
 
-def shaped(phi: Transformation, procedure: Procedure, p: Array, beta: Array) -> tuple[Array, Array]:
-    """KL and win rate of each prompt where the solver sees Φ of mid-ranks, [PROMPTS]."""
-    values = phi(levels.quantiles(p))
+@functools.partial(jax.jit, static_argnums=0)
+def shaped(procedure: Procedure, p: Array, values: Array, beta: Array) -> tuple[Array, Array]:
+    """KL and win rate of each prompt where the solver sees ``values``, all [PROMPTS, …]."""
     return jax.vmap(lambda row, seen: levels.curve(seen, procedure, row, beta))(p, values)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def evenly(procedure: Procedure, success: Array, beta: Array) -> tuple[Array, Array]:
     """KL and win rate where every verified prompt gets 1/β nats, or all it can use, [PROMPTS]."""
     kl = jnp.minimum(1 / beta, -jnp.log(success))
@@ -70,36 +71,44 @@ def evenly(procedure: Procedure, success: Array, beta: Array) -> tuple[Array, Ar
     return kl, 0.5 + gain / 2
 
 
-def table(procedure: Procedure, sign: int, p: Array) -> list[str]:
+def shapes(procedure: Procedure, sign: int) -> dict[str, tuple[Transformation, Array]]:
+    """Each Φ with the β that gives it KL where there are no atoms."""
+    usual = {
+        "identity": transformations.identity,
+        "log": transformations.log,
+        f"exponential({sign * 10})": transformations.exponential(sign * 10),
+    }
+    beta, best = frontier.optimal_at_kl(procedure, KL)
+    known = {name: (phi, frontier.beta_for_kl(phi, KL)) for name, phi in usual.items()}
+    return known | {"the optimum without atoms": (best.transformation, beta)}
+
+
+def table(
+    procedure: Procedure, candidates: dict[str, tuple[Transformation, Array]], p: Array
+) -> list[str]:
     """For each Φ the KL at the β of the problem without atoms; at equal KL its win rate."""
     beta, (kl, win_rate, converged) = at_mean_kl(functools.partial(solved, procedure, p))
     assert jnp.all(converged)
     # Where the optimum of one prompt jumps, the mean KL may fall short: along the envelope to KL.
     best = jnp.mean(win_rate) + beta * (KL - jnp.mean(kl))
     rows = [("the optimum over levels", "", best)]
-    shapes = {
-        "identity": transformations.identity,
-        "log": transformations.log,
-        f"exponential({sign * 10})": transformations.exponential(sign * 10),
-        "the optimum without atoms": frontier.optimal_at_kl(procedure, KL)[1].transformation,
-    }
-    for label, phi in shapes.items():
-        strayed = jnp.mean(shaped(phi, procedure, p, frontier.beta_for_kl(phi, KL))[0])
-        _, (kl, win_rate) = at_mean_kl(functools.partial(shaped, phi, procedure, p))
+    for label, (phi, smooth_beta) in candidates.items():
+        outcome = functools.partial(shaped, procedure, p, phi(levels.quantiles(p)))
+        _, (kl, win_rate) = at_mean_kl(outcome)
         assert abs(jnp.mean(kl) - KL) < 1e-6
-        rows.append((label, f"{strayed:.3f}", jnp.mean(win_rate)))
+        rows.append((label, f"{jnp.mean(outcome(smooth_beta)[0]):.3f}", jnp.mean(win_rate)))
     verifier = p.shape[1] == 2
     if verifier:
         _, (_, win_rate) = at_mean_kl(functools.partial(evenly, procedure, p[:, 1]))
         rows.append(("(the same KL for every prompt)", "", jnp.mean(win_rate)))
     served = jnp.mean(1 - procedure.cdf(p[:, 0]))
-    passed = [f"{100 * (served + 2 * won - 1):.2f}" if verifier else "" for *_, won in rows]
+    right = [f"{100 * (served + 2 * won - 1):.2f}" if verifier else "" for *_, won in rows]
     return [
         "| Φ | KL at the β without atoms | win rate | lost | served and right |",
         "|---|---|---|---|---|",
         *(
-            f"| {label} | {strayed} | {100 * won:.2f} | {100 * (best - won):.2f} | {right} |"
-            for (label, strayed, won), right in zip(rows, passed, strict=True)
+            f"| {label} | {strayed} | {100 * won:.2f} | {100 * (best - won):.2f} | {share} |"
+            for (label, strayed, won), share in zip(rows, right, strict=True)
         ),
     ]
 
@@ -107,5 +116,7 @@ def table(procedure: Procedure, sign: int, p: Array) -> list[str]:
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
     for procedure, sign, served in ((best_of_n(N), 1, "best"), (worst_of_n(N), -1, "worst")):
+        candidates = shapes(procedure, sign)
         for name, p in populations().items():
-            print(f"\n{served}-of-{N}, {name}\n", *table(procedure, sign, p), sep="\n", flush=True)
+            lines = table(procedure, candidates, p)
+            print(f"\n{served}-of-{N}, {name}\n", *lines, sep="\n", flush=True)
