@@ -16,7 +16,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from infalign_jax import quadrature, shooting
+from infalign_jax import quadrature
+from infalign_jax.objective import duel
 from infalign_jax.procedures import Procedure, standard
 
 Array = jax.Array
@@ -54,7 +55,7 @@ def problem(procedure: Procedure, probabilities: Array, beta: Array, ref: Proced
     """
     up_to = ref.cdf(jnp.minimum(jnp.cumsum(probabilities), 1))
     values = (jnp.concatenate([jnp.zeros_like(up_to[:1]), up_to[:-1]]) + up_to) / 2
-    steepest = shooting.steepest(procedure, standard())
+    steepest = duel(procedure, standard()).steepest
     return Problem(procedure, probabilities, beta, values, jnp.diff(values), steepest)
 
 

@@ -13,30 +13,17 @@ All numbers are in JAX's default float type, all functions jit and vmap (over β
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from infalign_jax import quadrature, shooting
+from infalign_jax import optimum, quadrature
+from infalign_jax.objective import duel
+from infalign_jax.optimum import Optimum
 from infalign_jax.procedures import Procedure
 from infalign_jax.transformations import Transformation
 
 Array = jax.Array
-
-
-class Optimum(NamedTuple):
-    """The best policy for a procedure and a β, and how exactly it was found.
-
-    >>> Optimum._fields
-    ('transformation', 'kl', 'win_rate', 'residual', 'converged')
-    """
-
-    transformation: Transformation  # Φ = R, with R(0) = 0; a pytree of arrays: passes through jit
-    kl: Array  # float[], in nats
-    win_rate: Array  # float[], after the procedures
-    residual: Array  # float[], max |F − F[R(F)]|, checked by a quadrature of its own
-    converged: Array  # bool[]: residual at most 1e-8 in float64, 1e-5 in float32
 
 
 def log_partition(transformation: Transformation, beta: float | Array) -> Array:
@@ -107,7 +94,8 @@ def beta_for_kl(transformation: Transformation, kl: float | Array) -> Array:
         return quadrature.kl_integral(quadrature.tilt(rewards / beta).log_density)
 
     reach = 1e6 * (jnp.max(rewards) - jnp.min(rewards))
-    return _over(kl, lambda target: _bisect(kl_at, target, reach / 1e12, reach))
+    steps = 42 if reach.dtype == jnp.float64 else 26
+    return _over(kl, lambda target: optimum.bisect(kl_at, target, reach / 1e12, reach, steps))
 
 
 def optimal(
@@ -153,54 +141,31 @@ def frontier_win_rate(
 
     It is min_β max_π (W − β·KL) + β·kl (derived): the concave envelope over KL, as a policy may
     spend its KL unevenly over prompts. It bounds win rates where one reward selects and
-    compares, without atoms. A KL below 0, which an estimate can be, counts as 0.
+    compares, without atoms. A KL below 0, which an estimate can be, counts as 0; nan where the
+    optimum could not be found.
 
     >>> from infalign_jax import procedures
     >>> round(float(frontier_win_rate(procedures.best_of_n(4), 0.5)), 3)
     0.873
     """
-
-    def envelope(target: Array) -> Array:
-        beta, best = optimal_at_kl(procedure, target, reference_procedure)
-        return best.win_rate + beta * (target - best.kl)
-
-    kl = jnp.maximum(jnp.asarray(kl, jnp.result_type(float)), 0)
-    return _over(kl, envelope)
+    reference = procedure if reference_procedure is None else reference_procedure
+    return _frontier_win_rate(procedure, jnp.asarray(kl, jnp.result_type(float)), reference)
 
 
 @functools.partial(jax.jit, static_argnames=("procedure", "reference"))
 def _optimal(procedure: Procedure, beta: Array, reference: Procedure) -> Optimum:
-    u, _ = quadrature.grid()
-
-    def assess(transformation: Transformation) -> tuple[Array, Array, Array]:
-        rewards = transformation(u)
-        kl, win_rate = _outcome(rewards, beta, procedure, reference)
-        law = quadrature.tilt(rewards / beta)
-        again = quadrature.cumulate(procedure.density(law.cdf) * reference.density(u))
-        errors = jnp.abs(quadrature.tilt(again / beta).cdf - law.cdf)
-        # What is not a number is no solution; a maximum may pass over it.
-        return kl, win_rate, jnp.max(jnp.where(jnp.isfinite(errors), errors, jnp.inf))
-
-    candidates = shooting.solve(procedure, beta, reference)
-    kl, win_rate, residual = jax.vmap(assess)(candidates)
-    best = jnp.argmax(win_rate - beta * kl)
-    tolerance = 1e-8 if kl.dtype == jnp.float64 else 1e-5
-    return Optimum(
-        jax.tree.map(lambda leaf: leaf[best], candidates),
-        kl[best],
-        win_rate[best],
-        residual[best],
-        residual[best] <= tolerance,
-    )
+    return optimum.solve(duel(procedure, reference), beta)
 
 
 @functools.partial(jax.jit, static_argnames=("procedure", "reference"))
 def _optimal_at_kl(procedure: Procedure, kl: Array, reference: Procedure) -> tuple[Array, Optimum]:
-    steepest = shooting.steepest(procedure, reference)
-    beta = _bisect(
-        lambda beta: _optimal(procedure, beta, reference).kl, kl, 1e-6 * steepest, 1e4 * steepest
-    )
-    return beta, _optimal(procedure, beta, reference)
+    return optimum.at_kl(duel(procedure, reference), kl)
+
+
+@functools.partial(jax.jit, static_argnames=("procedure", "reference"))
+def _frontier_win_rate(procedure: Procedure, kl: Array, reference: Procedure) -> Array:
+    objective = duel(procedure, reference)
+    return _over(jnp.maximum(kl, 0), lambda target: optimum.frontier(objective, target))
 
 
 def _outcome(
@@ -211,20 +176,6 @@ def _outcome(
     law = quadrature.tilt(rewards / beta)
     loss = jnp.sum(weights * procedure.cdf(law.cdf) * reference.density(u))
     return quadrature.kl_integral(law.log_density), 1 - loss
-
-
-def _bisect(falling: Callable[[Array], Array], target: Array, low: Array, high: Array) -> Array:
-    """The x in [low, high] with falling(x) = target, to the precision of log x."""
-
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        below, above = bounds
-        middle = (below + above) / 2
-        far = falling(jnp.exp(middle)) > target
-        return jnp.where(far, middle, below), jnp.where(far, above, middle)
-
-    steps = 42 if target.dtype == jnp.float64 else 26
-    below, above = jax.lax.fori_loop(0, steps, halve, (jnp.log(low), jnp.log(high)))
-    return jnp.exp((below + above) / 2)
 
 
 def _over(values: float | Array, function: Callable[[Array], Array]) -> Array:

@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax import climbing, quadrature, shooting
+from infalign_jax import climbing, quadrature
+from infalign_jax.objective import duel
 from infalign_jax.procedures import Procedure
 
 Array = jax.Array
@@ -240,7 +241,7 @@ def _envelope(procedure: Procedure, p: Array, kl: Array, reference: Procedure) -
         return jnp.where(far, middle, low), jnp.where(far, high, middle)
 
     steps = 42 if p.dtype == jnp.float64 else 26
-    steepest = shooting.steepest(procedure, reference)
+    steepest = duel(procedure, reference).steepest
     bounds = (jnp.log(1e-4 * steepest), jnp.log(1e4 * steepest))
     low, high = jax.lax.fori_loop(0, steps, halve, bounds)
     beta = jnp.exp((low + high) / 2)

@@ -1,182 +1,148 @@
-"""The boundary problem behind ``frontier.optimal``, shot from u = 1.
+"""Every stationary policy of an objective, to some three digits: shot from u = 1.
 
 With x = 1 − u, the policy's mass above u as F̄ and the reward below its peak as R̄ = R(1) − R(u):
 
-    dF̄/dx = e^{a − R̄/β}      dR̄/dx = g_π(1 − F̄)·g_ref(1 − x)      F̄ = R̄ = 0 at x = 0
+    dF̄/dx = e^{a − R̄/β}      dR̄/dx = slope(1 − F̄, 1 − x)      F̄ = R̄ = 0 at x = 0
 
 and a = log f(1) is sought that makes F̄(x = 1) = 1 (derived). From this end nothing overflows, and
-a has bounds that hold for every solution of every pair of procedures: R′ ≤ M = max g_π·max g_ref,
-so that 1 ≤ f(1) ≤ (M/β)/(1 − e^{−M/β}). Shot from u = 0, log f(0) ≈ −N/β for worst-of-N: that
-single number would lose all its digits.
+a has bounds that hold for every solution of every objective: R′ ≤ M, so that
+1 ≤ f(1) ≤ (M/β)/(1 − e^{−M/β}). Shot from u = 0, log f(0) ≈ −N/β for worst-of-N: that single
+number would lose all its digits.
 """
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from infalign_jax.procedures import Procedure
+from infalign_jax.objective import Objective
+from infalign_jax.panels import REACH, fitted, widths
 
 Array = jax.Array
 
-_CANDIDATES = 64  # values of a in the first scan for changes of sign
-_SOLUTIONS = 4  # as many solutions as are followed
-_WAYS = 16  # each bracket is cut in 15 at a time
+_SHOTS = 64  # at a time
+_SOLUTIONS = 4  # as many as are followed
+_STEPS = 2048
+_MESHES = 2  # the first is even in τ, each other fitted to what was found on the one before
 
 
-def steepest(procedure: Procedure, reference: Procedure) -> Array:
-    """M, an upper bound of R′, float[].
+class Paths(NamedTuple):
+    """F and ℓ = log f of stationary policies, at the same τ = log(u/(1−u)).
 
-    >>> from infalign_jax import procedures
-    >>> float(steepest(procedures.best_of_n(4), procedures.worst_of_n(2)))
-    8.0
+    >>> Paths._fields
+    ('found', 'tau', 'cdf', 'log_density')
     """
-    q = jnp.linspace(0, 1, 257, dtype=jnp.result_type(float))
-    return jnp.max(procedure.density(q)) * jnp.max(reference.density(q))
+
+    found: Array  # int[], how many: the rows from there on repeat the first
+    tau: Array  # float[n + 1], ascending
+    cdf: Array  # float[4, n + 1]
+    log_density: Array  # float[4, n + 1]
 
 
-def solve(procedure: Procedure, beta: Array, reference: Procedure) -> jax.tree_util.Partial:
-    """Every stationary policy's R, as a transformation whose leaves have a leading axis [4].
+def solve(objective: Objective, beta: Array) -> Paths:
+    """Up to four stationary policies, β being float[].
 
-    Fewer than four solutions repeat. β is float[].
-
-    >>> from infalign_jax import procedures
-    >>> solve = jax.jit(solve, static_argnums=(0, 2))
-    >>> found = solve(procedures.standard(), jnp.array(1.0), procedures.standard())
-    >>> first = jax.tree.map(lambda leaf: leaf[0], found)
-    >>> round(float(first(jnp.array(0.3))), 4)  # R(u) = u
-    0.3
+    >>> from infalign_jax.procedures import standard
+    >>> from infalign_jax.objective import duel
+    >>> paths = jax.jit(lambda beta: solve(duel(standard(), standard()), beta))(jnp.array(1.0))
+    >>> int(paths.found), round(float(paths.log_density[0, 0]), 4)  # f(0) = 1/(e − 1)
+    (1, -0.5413)
     """
-    ratio = steepest(procedure, reference) / beta
+    # Near 1 the optimum varies over some β/M.
+    reach = jnp.minimum(jnp.log1p(objective.steepest / beta) + 6, REACH)
+    even = reach * jnp.linspace(-1, 1, _STEPS + 1, dtype=beta.dtype)
+    even = even.at[0].set(-REACH).at[-1].set(REACH)
+    empty = jnp.zeros((_SOLUTIONS, _STEPS + 1), beta.dtype)
+
+    def again(_: int, state: tuple[Array, Paths]) -> tuple[Array, Paths]:
+        paths = _search(objective, beta, state[0])
+        return fitted(_STEPS, paths.tau, paths.cdf, paths.log_density), paths
+
+    start = (even, Paths(jnp.int32(0), even, empty, empty))
+    return jax.lax.fori_loop(0, _MESHES, again, start)[1]
+
+
+def _search(objective: Objective, beta: Array, tau: Array) -> Paths:
+    """Brackets of a in which the miss changes sign, narrowed to the last digits but a few."""
+    ratio = 1.01 * objective.steepest / beta  # for M was looked for on a grid
     largest = jnp.log(ratio) - jnp.log(-jnp.expm1(-ratio))
-    nodes, widths = _graded(ratio)
-    u = nodes[::-1]
+    last = _SHOTS - 1
 
-    def overshoots(a: Array) -> Array:
-        (mass, _), _ = _integrate(procedure, reference, beta, a, u, widths, trace=False)
-        return mass >= 1
+    def narrow(i: Array, state: tuple[Array, Paths]) -> tuple[Array, Paths]:
+        a = state[0]
+        mass, fall = _shoot(objective, beta, a, tau)
+        # At the bounds of a the signs are known; rounding must not say otherwise.
+        over = (a > 0) & ((mass[-1] >= 1) | (a >= largest))
+        over = jnp.where(i == 0, over, _once(over))
+        changes = jnp.where(over[1:] != over[:-1], jnp.arange(last), last)
+        index = jnp.sort(changes)[:_SOLUTIONS]
+        low, high = a[index], a[jnp.minimum(index + 1, last)]
+        cut = low[:, None] + (high - low)[:, None] * parts[None]
+        taken = jnp.where(index < last, index, index[0])
+        peak, mass, fall = _blend(a, mass, fall, taken)
+        return cut.at[:, -1].set(high).reshape(-1), Paths(
+            jnp.sum(index < last, dtype=jnp.int32),
+            tau,
+            (1 - mass)[::-1].T,
+            (peak[None] - fall / beta)[::-1].T,
+        )
 
-    bracket = jnp.stack(_refine(overshoots, *_brackets(overshoots, largest)))
-    _, path = _integrate(procedure, reference, beta, bracket, u, widths, trace=True)
-    mass, fall = _blend(*path)
-    slope = procedure.density(jnp.maximum(1 - mass, 0)) * reference.density(u)[:, None]
-    rewards = (fall[-1:] - fall)[::-1].T
-    grids = (jnp.broadcast_to(leaf, (_SOLUTIONS, leaf.size)) for leaf in (nodes, widths))
-    return jax.tree_util.Partial(_interpolate, *grids, rewards, slope[::-1].T)
+    parts = jnp.linspace(0, 1, _SHOTS // _SOLUTIONS, dtype=tau.dtype)
+    shots = largest * jnp.linspace(0, 1, _SHOTS, dtype=tau.dtype)
+    empty = jnp.zeros((_SOLUTIONS, tau.size), tau.dtype)
+    first = (shots, Paths(jnp.int32(0), tau, empty, empty))
+    # Each narrows a bracket 15 times, to the last digits of a.
+    rounds = 7 if tau.dtype == jnp.float64 else 5
+    return jax.lax.fori_loop(0, rounds, narrow, first)[1]
 
 
-def _graded(ratio: Array) -> tuple[Array, Array]:
-    """Nodes from 0 to 1, symmetric and dense at both ends, float[n + 1]; widths, float[n].
+def _once(over: Array) -> Array:
+    """The signs of the shots in each bracket, which change once: what follows is rounding."""
+    rows = over.reshape(_SOLUTIONS, -1)
+    changed = jax.lax.cummax((rows != rows[:, :1]).astype(jnp.int32), axis=1) > 0
+    return (rows[:, :1] ^ changed).reshape(-1)
 
-    Near 1 the optimum varies over some β/M = 1/ratio, and so do the nodes' distances.
+
+def _blend(a: Array, mass: Array, fall: Array, index: Array) -> tuple[Array, Array, Array]:
+    """a, F̄ and R̄ of the shots that end at F̄ = 1, between the shots at ``index`` and the next.
+
+    a alone cannot hold the digits: a unit in its last place may move F̄ at u = 0 by much. Over so
+    narrow a bracket shots are linear in a (derived).
     """
-    steps = 2048 if ratio.dtype == jnp.float64 else 512
-    reach = jnp.log1p(ratio) + 3
-    tau = reach * jnp.linspace(-1, 0, steps // 2 + 1, dtype=ratio.dtype)
-    end = jax.nn.sigmoid(-reach)
-    lower = (jax.nn.sigmoid(tau) - end) / (1 - 2 * end)
-    lower = lower.at[0].set(0).at[-1].set(0.5)
-    widths = jnp.diff(lower)
-    # The upper half mirrors the lower one, so that small distances from 1 stay exact.
-    return jnp.concatenate([lower, 1 - lower[-2::-1]]), jnp.concatenate([widths, widths[::-1]])
+    start, gap = mass[-1, index], mass[-1, index + 1] - mass[-1, index]
+    share = jnp.clip((1 - start) / jnp.where(gap == 0, 1, gap), 0, 1)
+
+    def between(values: Array) -> Array:
+        low, high = values[..., index], values[..., index + 1]
+        return low + jnp.broadcast_to(share, low.shape) * (high - low)
+
+    mass = between(mass)
+    total = mass[-1:]
+    return between(a) - jnp.log(total[0]), mass / total, between(fall)
 
 
-def _integrate(
-    procedure: Procedure,
-    reference: Procedure,
-    beta: Array,
-    a: Array,
-    u: Array,
-    widths: Array,
-    trace: bool,
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Runge–Kutta steps down from u = 1 for every a, of any shape.
+def _shoot(objective: Objective, beta: Array, a: Array, tau: Array) -> tuple[Array, Array]:
+    """F̄ and R̄ of every shot from u = 1 down, float[n + 1, shots] each.
 
-    F̄ and R̄ at u = 0, in the shape of a; and, where ``trace`` asks for them, at all nodes.
+    R̄ moves by the slope in the middle of a step, F̄ as if R̄ had moved evenly through it.
     """
-
-    def slope(mass: Array, fall: Array, weight: Array) -> tuple[Array, Array]:
-        return jnp.exp(a - fall / beta), procedure.density(jnp.maximum(1 - mass, 0)) * weight
 
     def step(
-        state: tuple[Array, Array], inputs: tuple[Array, ...]
+        state: tuple[Array, Array], inputs: tuple[Array, Array]
     ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         mass, fall = state
-        width, start, middle, end = inputs
-        m1, r1 = slope(mass, fall, start)
-        m2, r2 = slope(mass + width / 2 * m1, fall + width / 2 * r1, middle)
-        m3, r3 = slope(mass + width / 2 * m2, fall + width / 2 * r2, middle)
-        m4, r4 = slope(mass + width * m3, fall + width * r3, end)
-        mass = mass + width / 6 * (m1 + 2 * m2 + 2 * m3 + m4)
-        fall = fall + width / 6 * (r1 + 2 * r2 + 2 * r3 + r4)
-        return (mass, fall), ((mass, fall) if trace else (zeros[:0], zeros[:0]))
+        width, middle = inputs
+        density = jnp.exp(a - fall / beta)
+        half_way = jnp.maximum(1 - mass - width / 2 * density, 0)
+        climb = width * objective.slope(half_way, jnp.broadcast_to(middle, a.shape))
+        rate = climb / beta
+        mean = jnp.where(rate > 1e-4, -jnp.expm1(-rate) / jnp.maximum(rate, 1e-4), 1 - rate / 2)
+        state = (mass + width * density * mean, fall + climb)
+        return state, state
 
     zeros = jnp.zeros_like(a)
-    weights = reference.density(u)
-    middles = reference.density(u[:-1] - widths / 2)
-    last, path = jax.lax.scan(step, (zeros, zeros), (widths, weights[:-1], middles, weights[1:]))
-    if trace:
-        path = jax.tree.map(lambda leaf: jnp.concatenate([zeros[None], leaf]), path)
-    return last, path
-
-
-def _brackets(overshoots: Callable[[Array], Array], largest: Array) -> tuple[Array, Array, Array]:
-    """Intervals of a where the shot's miss changes sign: low and high, float[4]; sign at low."""
-    a = largest * jnp.linspace(0, 1, _CANDIDATES, dtype=largest.dtype)
-    # At the bounds of a the signs are known; rounding must not say otherwise.
-    over = overshoots(a).at[0].set(False).at[-1].set(True)
-    index = jnp.nonzero(over[1:] != over[:-1], size=_SOLUTIONS, fill_value=-1)[0]
-    index = jnp.where(index < 0, index[0], index)
-    return a[index], a[index + 1], over[index]
-
-
-def _refine(
-    overshoots: Callable[[Array], Array], low: Array, high: Array, sign: Array
-) -> tuple[Array, Array]:
-    """The brackets, float[4], narrowed to a few units in the last place of a."""
-    parts = jnp.linspace(0, 1, _WAYS, dtype=low.dtype)
-    rows = jnp.arange(_SOLUTIONS)
-
-    def cut(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        a = low[:, None] + (high - low)[:, None] * parts[None, :]
-        over = overshoots(a.reshape(-1)).reshape(a.shape)
-        over = over.at[:, 0].set(sign).at[:, -1].set(~sign)
-        first = jnp.argmax(over[:, 1:] != over[:, :-1], axis=1)
-        return a[rows, first], a[rows, first + 1]
-
-    rounds = 7 if low.dtype == jnp.float64 else 4
-    return jax.lax.fori_loop(0, rounds, cut, (low, high))
-
-
-def _blend(mass: Array, fall: Array) -> tuple[Array, Array]:
-    """F̄ and R̄, float[n + 1, 4], of the shots that end at F̄ = 1, from both ends of each bracket.
-
-    a alone cannot hold the digits: where N/β = 100, one unit in its last place in float32
-    moves F̄(x = 1) by 1e-5. Over so narrow a bracket, float[n + 1, 2, 4], shots are linear in a.
-    """
-    start, end = mass[-1, 0], mass[-1, 1]
-    gap = jnp.where(end == start, 1, end - start)
-    share = jnp.where(end == start, 0.5, jnp.clip((1 - start) / gap, 0, 1))[None]
-    mass, fall = (leaf[:, 0] + share * (leaf[:, 1] - leaf[:, 0]) for leaf in (mass, fall))
+    u = jax.nn.sigmoid(tau)
+    middles = (u[1:] + u[:-1]) / 2
+    _, path = jax.lax.scan(step, (zeros, zeros), (widths(tau)[::-1], middles[::-1]))
+    mass, fall = (jnp.concatenate([zeros[None], values]) for values in path)
     return mass, fall
-
-
-def _interpolate(nodes: Array, widths: Array, rewards: Array, slopes: Array, u: Array) -> Array:
-    """R at u, by cubics through its values and slopes at the nodes.
-
-    Found by the distance from the nearer end, in which u is as exact near 1 as near 0.
-    """
-    nodes, widths, rewards, slopes = (
-        leaf.astype(u.dtype) for leaf in (nodes, widths, rewards, slopes)
-    )
-    half = widths.size // 2
-    upper = u > 0.5
-    distance = jnp.where(upper, 1 - u, u)
-    near = jnp.clip(jnp.searchsorted(nodes[: half + 1], distance, side="right") - 1, 0, half - 1)
-    width = widths[near]
-    t = jnp.clip((distance - nodes[near]) / width, 0, 1)
-    t = jnp.where(upper, 1 - t, t)
-    i = jnp.where(upper, widths.size - 1 - near, near)
-    value = rewards[i] * (1 + 2 * t) * (1 - t) ** 2 + rewards[i + 1] * t**2 * (3 - 2 * t)
-    return value + width * (slopes[i] * t * (1 - t) ** 2 - slopes[i + 1] * t**2 * (1 - t))
