@@ -1,9 +1,10 @@
 """`infalign frontier`: what each Φ reaches at a KL or a β, and how far under the frontier that is.
 
 As JSON: ``procedure``, ``reference_procedure``, ``optimum`` (the name of the best Φ in ``rows``),
-``asked_kl`` and ``asked_beta`` (a list or null), and ``rows``, each of ``transformation``, ``beta``, ``kl`` (nats), ``win_rate``, ``below_frontier``
-(the frontier's win rate at this row's KL less this one's; null where it could not be computed),
-``residual`` (of an optimum, else null) and ``converged``; win rates are shares.
+``asked_kl`` and ``asked_beta`` (a list or null), and ``rows``, each of ``transformation``,
+``beta``, ``kl`` (nats), ``win_rate``, ``below_frontier`` (the frontier's win rate at this row's KL
+less this one's; null where it could not be computed), ``residual`` (of an optimum, else null) and
+``converged``; win rates are shares.
 """
 
 import math
