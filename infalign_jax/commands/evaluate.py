@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 
 from infalign_jax import evaluation, notation
-from infalign_jax.commands.predict import rate
-from infalign_jax.commands.predict_text import plus_minus
-from infalign_jax.commands.printing import interval, points, table
+from infalign_jax.commands.printing import interval, plus_minus, points, rate, table
 from infalign_jax.evaluation import WinRate
 from infalign_jax.reward_files import Rewards
 
@@ -189,13 +187,14 @@ def text(result: Mapping[str, Any], files: Files) -> str:
         ]
         cells += [plus_minus(row[part]) for part in ("against", "difference") if paired]
         rows.append(cells)
-    lines.append(table(header + [files["against"][0], "difference"] * paired, rows))
+    header += [files["against"][0], "difference"] if paired else []
+    lines.append(table(header, rows))
     return "\n".join(lines + _notes(result, files))
 
 
 def _notes(result: Mapping[str, Any], files: Files) -> list[str]:
     notes = [
-        f"{row['procedure']}: so few samples may move the win rate by {points(row['bias'], 2)} points"
+        f"{row['procedure']}: too few samples may move the rate by {points(row['bias'], 2)} points"
         for row in result["rows"]
         if row["bias"] > 5e-5 and row["by"] == "reward"
     ]

@@ -10,7 +10,7 @@ from matplotlib.ticker import PercentFormatter
 
 from infalign_jax.commands import candidates
 from infalign_jax.commands.candidates import OPTIMUM, Contest
-from infalign_jax.report_style import GRID, INK, LEAD, PALETTE, PAPER, STYLE, words
+from infalign_jax.report_style import GRID, INK, LEAD, PALETTE, PAPER, STYLE, image, words
 
 _BETAS = np.geomspace(60, 0.004, 96)  # from KL 0.0001 to beyond 2
 _KLS = np.linspace(0.02, 1, 48) ** 2  # in parts of the reach
@@ -68,3 +68,13 @@ def line(name: str, about: Contest, reach: float) -> tuple[np.ndarray, np.ndarra
     kl, win_rate = np.transpose(kept)
     inside, end = kl < reach, min(reach, kl.max())
     return np.append(kl[inside], end), np.append(win_rate[inside], np.interp(end, kl, win_rate))
+
+
+def picture(result: dict[str, Any], suffix: str) -> bytes:
+    """The figure as the bytes of a file whose name ends in `suffix`: .png, .pdf or .svg.
+
+    >>> from infalign_jax.commands.frontier import compare
+    >>> picture(compare("standard", transformations=["log"], kls=[0.5]), ".pdf")[:4]
+    b'%PDF'
+    """
+    return image(draw(result), suffix.lower().removeprefix("."))

@@ -28,11 +28,13 @@ import numpy as np
 from infalign_jax import calibration, evaluation, prediction, sample_size
 from infalign_jax.commands import candidates
 from infalign_jax.commands.candidates import Candidate, Contest
+from infalign_jax.commands.printing import rate
 from infalign_jax.evaluation import WinRate
 from infalign_jax.prediction import Prediction
 from infalign_jax.reward_files import Rewards
 from infalign_jax.sample_size import FiniteK
 
+USUAL_KLS = (0.5,)
 # Win rates at K that are nearer to one another are not told apart: they are simulated.
 EQUAL = 0.001
 # From so many ties on, what is recommended goes by the rewards in hand, not by theory without ties.
@@ -59,7 +61,7 @@ def advise(
     *,
     reference_procedure: str | None = None,
     transformations: Sequence[str] = (),
-    kls: Sequence[float] = (0.5,),
+    kls: Sequence[float] = USUAL_KLS,
 ) -> dict[str, Any]:
     """What each Φ promises at each KL, and which to take, as the module describes.
 
@@ -74,10 +76,9 @@ def advise(
 
     >>> drawn = np.random.default_rng(0).normal(size=(64, 32))
     >>> rewards = Rewards(tuple("p" * i for i in range(64)), drawn, None)
-    >>> found = advise(rewards, "best_of_4", transformations=["identity", "exponential(10)"])
-    >>> chosen = found["kls"][0]["recommended"]
-    >>> chosen["transformation"], round(chosen["beta"])
-    ('exponential(10)', 7012)
+    >>> found = advise(rewards, "standard", transformations=["log"])["kls"][0]
+    >>> found["recommended"]["transformation"], round(found["recommended"]["beta"], 2)
+    ('optimal(standard)', 0.24)
     """
     about = candidates.contest(procedure, reference_procedure)
     names = candidates.names(transformations, about)
@@ -102,16 +103,6 @@ def advise(
         },
         "kls": by_kl,
     }
-
-
-def rate(found: WinRate) -> dict[str, Any]:
-    """A win rate, or another mean over prompts, as JSON has it.
-
-    >>> rate(WinRate(0.5, 0.1, np.array([0.4, 0.6])))["mean"]
-    0.5
-    """
-    interval = list(evaluation.confidence_interval(found))
-    return {"mean": found.mean, "standard_error": found.standard_error, "interval": interval}
 
 
 def _at_kl(

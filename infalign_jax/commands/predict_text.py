@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from infalign_jax.commands.predict import MANY_TIES
-from infalign_jax.commands.printing import points, table
+from infalign_jax.commands.printing import plus_minus, points, table
+from infalign_jax.prediction import FEWEST_EFFECTIVE
 
 Found = Mapping[str, Any]
 
@@ -38,16 +39,6 @@ def text(result: Found, name: str) -> str:
     return "\n".join(lines)
 
 
-def plus_minus(rate: Found) -> str:
-    """A rate in per cent with half its 95 % interval.
-
-    >>> plus_minus({"mean": 0.5, "interval": [0.45, 0.55]})
-    '50.0 ± 5.0'
-    """
-    low, high = rate["interval"]
-    return f"{points(rate['mean'])} ± {points((high - low) / 2)}"
-
-
 def _kl(result: Found, found: Found) -> list[str]:
     k, rows = result["responses"], found["rows"]
     first = rows[0]["transformation"]
@@ -59,10 +50,15 @@ def _kl(result: Found, found: Found) -> list[str]:
         cell += [points(row["at_k"], 2), plus_minus(row["by_reward"])]
         cell += [plus_minus(row["by_judge"])] if result["judge"] else []
         ahead = "" if row is rows[0] else plus_minus(row["ahead"])
-        cells.append([*cell, ahead, f"{row['effective_sample_size']:.1f}"])
+        mark = "! " if row["warning"] else ""
+        cells.append([*cell, ahead, f"{mark}{row['effective_sample_size']:.1f}"])
     title = f"{result['procedure']}, reference {result['reference_procedure']}"
     lines = [f"{title}, at KL {found['kl']:g}: win rates in %", "", table(header, cells)]
-    lines += [f"{r['transformation']}: {r['warning']}" for r in rows if r["warning"]]
+    if any(row["warning"] for row in rows):
+        lines.append(
+            f"! fewer than {FEWEST_EFFECTIVE:g}: what is predicted by reward and judge may be off "
+            "by 2 points and more; sample more responses a prompt, or ask for less KL"
+        )
     lines += [
         f"{r['transformation']}: the optimum has not converged; do not trust this row"
         for r in rows
@@ -73,14 +69,13 @@ def _kl(result: Found, found: Found) -> list[str]:
 
 def _recommended(result: Found, found: Found) -> list[str]:
     k, chosen = result["responses"], found["recommended"]
-    why = "by theory at this K" if result["tied"] <= MANY_TIES else "by the reward"
+    why = f"best by theory at K = {k}" if result["tied"] <= MANY_TIES else "best by the reward"
+    why += ", or within 0.1 points of it"
     if leader := chosen["leader"]:
         others = ", ".join(chosen["not_told_apart"])
-        why = (
-            f"{why} of {leader}, first by the judge, and what it does not tell from that: {others}"
-        )
-        why = why if others else "first by the judge, which tells it from all others"
-    lines = [f"Recommended: {chosen['transformation']}, β = {chosen['beta']:.4g} ({why})."]
+        told = f"the judge puts {leader} first and does not tell from it {others}; of these {why}"
+        why = told if others else "the judge puts it first and tells it from all others"
+    lines = [f"Recommended: {chosen['transformation']}, β = {chosen['beta']:.4g}: {why}."]
     if abs(chosen["beta_at_k"] / chosen["beta"] - 1) > 0.05:
         lines.append(
             f"Ranks among {k} leave less KL at that β: β = {chosen['beta_at_k']:.4g} makes it "

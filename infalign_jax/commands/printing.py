@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from infalign_jax import evaluation
+from infalign_jax.evaluation import WinRate
 from infalign_jax.runtime import files
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -34,6 +36,27 @@ def points(share: float, digits: int = 1) -> str:
     ('87.33', '0.0', '–')
     """
     return "–" if math.isnan(share) else f"{round(100 * share, digits) + 0.0:.{digits}f}"
+
+
+def rate(found: WinRate) -> dict[str, Any]:
+    """A win rate, or another mean over prompts, as JSON has it.
+
+    >>> import numpy as np
+    >>> rate(WinRate(0.5, 0.1, np.array([0.4, 0.6])))["mean"]
+    0.5
+    """
+    interval = list(evaluation.confidence_interval(found))
+    return {"mean": found.mean, "standard_error": found.standard_error, "interval": interval}
+
+
+def plus_minus(found: Mapping[str, Any]) -> str:
+    """A rate in per cent with half its 95 % interval.
+
+    >>> plus_minus({"mean": 0.5, "interval": [0.45, 0.55]})
+    '50.0 ± 5.0'
+    """
+    low, high = found["interval"]
+    return f"{points(found['mean'])} ± {points((high - low) / 2)}"
 
 
 def interval(bounds: Sequence[float]) -> str:
