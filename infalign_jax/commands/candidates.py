@@ -170,7 +170,14 @@ def _optima(name: str, about: Contest, betas: Array, best: frontier.Optimum) -> 
     kl, win_rate = outcome(best.transformation, betas)
     rows = zip(betas.tolist(), kl.tolist(), win_rate.tolist(), best.residual.tolist(),
                best.converged.tolist(), strict=True)  # fmt: skip
+    each = (jax.tree.map(lambda leaf, i=i: leaf[i], best.transformation) for i in range(betas.size))
     return [
-        Candidate(name, jax.tree.map(lambda leaf, i=i: leaf[i], best.transformation), *row)
-        for i, row in enumerate(rows)
+        Candidate(name, jax.tree_util.Partial(_evaluated, phi), *row)
+        for phi, row in zip(each, rows, strict=True)
     ]
+
+
+@jax.jit
+def _evaluated(transformation: Transformation, u: Array) -> Array:
+    """Compiled once a shape, where an optimum by itself is compiled at every call."""
+    return transformation(u)
