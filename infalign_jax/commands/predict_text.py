@@ -32,7 +32,7 @@ def text(result: Found, name: str) -> str:
     if result["tied"] > MANY_TIES:
         lines.append(
             f"{points(result['tied'])} % of a prompt's pairs tie: theory, which knows no ties, "
-            "promises too much; go by the column `by reward`, and see levels.py"
+            "promises too much; go by the columns `KL` and `by reward`, and see levels.py"
         )
     for found in result["kls"]:
         lines += ["", *_kl(result, found)]
@@ -42,12 +42,12 @@ def text(result: Found, name: str) -> str:
 def _kl(result: Found, found: Found) -> list[str]:
     k, rows = result["responses"], found["rows"]
     first = rows[0]["transformation"]
-    header = ["Φ", "β", "theory", f"at K = {k}", "by reward"]
+    header = ["Φ", "β", "KL", "theory", f"at K = {k}", "by reward"]
     header += ["by judge"] * result["judge"] + [f"over {first}", "effective samples"]
     cells = []
     for row in rows:
-        cell = [row["transformation"], f"{row['beta']:.4g}", points(row["theory"], 2)]
-        cell += [points(row["at_k"], 2), plus_minus(row["by_reward"])]
+        cell = [row["transformation"], f"{row['beta']:.4g}", f"{row['kl']:.3f}"]
+        cell += [points(row["theory"], 2), points(row["at_k"], 2), plus_minus(row["by_reward"])]
         cell += [plus_minus(row["by_judge"])] if result["judge"] else []
         ahead = "" if row is rows[0] else plus_minus(row["ahead"])
         mark = "! " if row["warning"] else ""
