@@ -191,6 +191,46 @@ def absolute_error(quantiles: np.ndarray, true_quantiles: np.ndarray) -> float:
     return float(np.mean(np.abs(np.asarray(quantiles, float) - np.asarray(true_quantiles, float))))
 
 
+def held_out_errors(rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each prompt's mean |û − u| on responses that û has not seen, before and after calibration.
+
+    û and u come from two halves of a prompt's K rewards (even and odd places), in turn: u is the
+    quantile within the one half, without the response itself; û is taken from the other, before
+    by the best map of the raw reward that all prompts share (``global_map``), after by
+    ``calibrate``. Both hold the noise of halves; without ties the second is nothing else.
+
+    Args:
+      rewards: float[B, K] of reference responses, K at least 4.
+
+    Returns:
+      float64[B], before, and float64[B], after.
+
+    Raises ValueError where there are fewer than 4 responses a prompt.
+
+    >>> rng = np.random.default_rng(0)
+    >>> offset = rng.normal(size=(200, 1))
+    >>> before, after = held_out_errors(offset + rng.normal(size=(200, 64)))
+    >>> round(float(before.mean()), 2), round(float(after.mean()), 2)
+    (0.17, 0.08)
+    """
+    if rewards.ndim != 2 or rewards.shape[1] < 4:
+        raise ValueError(
+            f"expected rewards of shape [B, K] with K at least 4, got {rewards.shape}: "
+            "each half of them is ranked on its own"
+        )
+    errors = []
+    halves = rewards[:, ::2], rewards[:, 1::2]
+    for known, new in (halves, halves[::-1]):
+        seen, truth = (
+            np.asarray(calibrate(half, sorted_reference(half), leave_one_out=True))
+            for half in (known, new)
+        )
+        guesses = global_map(known, seen)(new), np.asarray(calibrate(new, sorted_reference(known)))
+        errors.append([np.mean(np.abs(guess - truth), axis=1, dtype=float) for guess in guesses])
+    before, after = np.mean(errors, axis=0)
+    return before, after
+
+
 def global_map(rewards: np.ndarray, quantiles: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """The increasing map from raw reward to quantile, one for all prompts, of least mean |û − u|.
 

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from infalign_jax import __version__
+from infalign_jax.commands import questions
 
 RUN = """\
 Run an experiment: from preference pairs to an aligned policy and its report. Finished stages
@@ -53,10 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         options = _read(arguments)
-        if options.command == "run":
-            _run(options)
-        else:
-            _report(options)
+        {"run": _run, "report": _report}.get(options.command, _ask)(options)
     except (ValueError, OSError, FloatingPointError) as error:
         if "--traceback" in arguments:
             traceback.print_exc()
@@ -99,6 +97,8 @@ def _parser() -> _Parser:
     run.add_argument("--seed", help="the same as --set seed=SEED")
     report = _command(commands, "report", "draw the report of a run again", REPORT)
     report.add_argument("directory", metavar="DIR", type=Path, help="the run's output directory")
+    for name, (brief, text) in questions.TEXTS.items():
+        questions.add_options(name, _command(commands, name, brief, text))
     return parser
 
 
@@ -124,8 +124,8 @@ def _command(
 def _read(arguments: list[str]) -> argparse.Namespace:
     options, unknown = _parser().parse_known_args(arguments)
     if unknown:
-        positional = {"command", "experiment", "directory"}
-        names = [f"--{name}" for name in vars(options).keys() - positional]
+        positional = {"command", "experiment", "directory", "rewards", "policy", "reference"}
+        names = [f"--{name.replace('_', '-')}" for name in vars(options).keys() - positional]
         close = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=1)
         hint = f"did you mean {close[0]}?" if close else f"see infalign {options.command} --help"
         raise ValueError(
@@ -149,6 +149,11 @@ def _report(options: argparse.Namespace) -> None:
     from infalign_jax import report
 
     print(report.draw(options.directory))
+
+
+def _ask(options: argparse.Namespace) -> None:
+    _keep_compiled_programs()
+    questions.answer(options)
 
 
 def _keep_compiled_programs() -> None:

@@ -123,14 +123,13 @@ def svg(figure: Figure, prefix: str) -> str:
 
 
 def image(figure: Figure, kind: str) -> bytes:
-    """The figure as the bytes of a "png" or "pdf" file, the same for the same figure.
+    """The figure as the bytes of a "png", "pdf" or "svg" file, the same for the same figure.
 
     >>> image(Figure(), "pdf")[:4]
     b'%PDF'
     """
     buffer = io.BytesIO()
+    dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
     with rc_context(STYLE):
-        figure.savefig(
-            buffer, format=kind, metadata={"CreationDate": None} if kind == "pdf" else {}
-        )
+        figure.savefig(buffer, format=kind, metadata=dated.get(kind, {}))
     return buffer.getvalue()

@@ -227,3 +227,24 @@ def test_the_global_map_rises_and_holds_beyond_what_it_saw():
 def test_a_global_map_of_nothing_is_refused(shapes):
     with pytest.raises(ValueError, match="as many quantiles as rewards"):
         calibration.global_map(*(np.zeros(shape) for shape in shapes))
+
+
+def test_held_out_errors_tell_prompts_apart_and_are_noise_after(precision: jnp.dtype) -> None:
+    rng = np.random.default_rng(0)
+    same = rng.normal(size=(400, 32))
+    before, after = calibration.held_out_errors(same)
+    # Halves of 16, ranked in one another: E|û − u| without ties, by simulation.
+    noise = []
+    for _ in range(20):
+        one, other = rng.uniform(size=(2, 500, 16))
+        own = (np.argsort(np.argsort(one)) + 0.5) / 16
+        held = ((other[:, None, :] < one[:, :, None]).sum(axis=2) + 0.5) / 17
+        noise.append(np.mean(np.abs(held - own)))
+    assert after.mean() == pytest.approx(np.mean(noise), abs=3 * after.std() / 20)
+    assert before.mean() < after.mean()  # one map for all sees 6,400 rewards, not 16
+    shifted = 3 * np.exp(same + rng.normal(0, 2, (400, 1)))  # monotone in each prompt
+    worse, unmoved = calibration.held_out_errors(shifted)
+    assert unmoved == pytest.approx(after, abs=1e-6)
+    assert worse.mean() > before.mean() + 0.08
+    with pytest.raises(ValueError, match=r"K at least 4, got \(400, 3\)"):
+        calibration.held_out_errors(same[:, :3])

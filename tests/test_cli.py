@@ -180,7 +180,10 @@ def test_the_handler_of_the_caller_comes_back(calls: Calls) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["report", "--help"]])
+COMMANDS = ("run", "report", "frontier", "predict", "evaluate")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
 def test_help_shows_an_example_and_imports_nothing_heavy(arguments: list[str]) -> None:
     source = (
         "import sys; from infalign_jax import cli\n"
