@@ -106,6 +106,7 @@ DISK_CALLS = re.compile(
 DISTRIBUTION = {  # where the name one imports is not the name one installs
     "orbax": "orbax-checkpoint",
     "tensorflow_datasets": "tensorflow-datasets",
+    "tunix": "google-tunix",
 }
 IMPORTED_BY_OTHERS = {"importlib_resources"}  # by tensorflow-datasets, which does not ask for it
 

@@ -6,9 +6,9 @@ Cost:      250 steps of TRL on one thread, 0.5 s (an idle core) to 16 s (a crowd
            nothing is downloaded
 Expected:  experiments/results/interop/trl.md
 
-A Markov language of 12 letters is made, the model learns it (π_ref), K responses to each prompt
-become a calibration table, and TRL trains on `calibrated_reward`. The settings of `config` that
-keep E[R_Φ] − β·KL(π ‖ π_ref), where TRL 1.16's defaults do not:
+The model learns the language of `letters.py` (π_ref), K responses to each prompt become a
+calibration table, and TRL trains on `calibrated_reward`. The settings of `config` that keep
+E[R_Φ] − β·KL(π ‖ π_ref), where TRL 1.16's defaults do not:
 
 - `scale_rewards="none"`: dividing by the group's standard deviation undoes Φ's scale, on which β
   depends.
@@ -32,46 +32,21 @@ import time
 
 os.environ |= {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+import letters
 import numpy as np
 import torch
 import transformers
 import trl
 from datasets import Dataset
+from letters import LETTERS, PROMPT, RESPONSE, K
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from infalign_jax import evaluation, frontier, notation, procedures, tables
-from infalign_jax.calibrated_reward import calibrated_reward
+from infalign_jax import notation
 
-LETTERS = "abcdefghijkl"
-PROMPT, RESPONSE = 4, 8  # letters
-TRAINING, HELD_OUT, K = 512, 128, 64  # prompts, and responses to each of them
 GROUP, BATCH, STEPS, RATE = 16, 256, 250, 4e-3  # BATCH in responses
-KL = 0.5  # nats, of a perfect solver at the β used
 
 torch.set_num_threads(1)  # two fall tenfold behind where another process has one of the cores
-generator = np.random.default_rng(0)
-following = generator.permuted(np.tile(np.arange(12), (12, 1)), axis=1)[:, :6]  # 6 of 12 may follow
-worth = generator.normal(size=(12, 12)) * np.exp(generator.normal(size=(12, 1)))
-
-
-def score(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
-    """What the letters are worth to the prompt's first letter, which also sets the scale."""
-    rows = worth[[LETTERS.index(prompt[0]) for prompt in prompts]]
-    pairs = zip(rows, completions, strict=True)
-    return [float(sum(row[LETTERS.index(x)] for x in text.split())) for row, text in pairs]
-
-
-def walk(starts: np.ndarray, length: int) -> np.ndarray:
-    """Texts of the language, int[n, length], going on from the letters ``starts``."""
-    letters = [starts]
-    for _ in range(length - 1):
-        letters.append(following[letters[-1], generator.integers(0, 6, len(starts))])
-    return np.stack(letters, axis=1)
-
-
-def spelt(rows: np.ndarray) -> list[str]:
-    return [" ".join(LETTERS[i] for i in row) for row in rows]
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -91,7 +66,7 @@ def learn_language(steps: int = 600) -> LlamaForCausalLM:
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = 3e-3 * (1 - step / steps)
-        tokens = torch.from_numpy(2 + walk(generator.integers(0, 12, 128), PROMPT + RESPONSE))
+        tokens = torch.from_numpy(2 + letters.walk(128, PROMPT + RESPONSE))
         loss = model(tokens, labels=tokens).loss
         optimiser.zero_grad()
         loss.backward()
@@ -130,17 +105,13 @@ def config(beta: float, directory: str) -> trl.GRPOConfig:
 
 
 def main(name: str) -> None:
-    beta = float(notation.beta_for_kl(name, KL))
-    transformation, best = notation.transformation(name, beta), procedures.best_of_n(4)
+    beta = float(notation.beta_for_kl(name, letters.KL))
     start, tokenizer = time.perf_counter(), make_tokenizer()
     reference = learn_language()
-    prompts = list(dict.fromkeys(spelt(walk(generator.integers(0, 12, 2000), PROMPT))))
-    training, held_out = prompts[:TRAINING], prompts[TRAINING:][:HELD_OUT]
+    training, held_out = letters.make_prompts()
     _, texts = respond(reference, tokenizer, training, K)
-    rewards = np.reshape(score(np.repeat(training, K).tolist(), texts), (-1, K))
+    reward = letters.inference_aware(training, texts, notation.transformation(name, beta))
     with tempfile.TemporaryDirectory() as directory:
-        tables.write(f"{directory}/table", training, rewards, {"policy": "π_ref"})
-        reward = calibrated_reward(score, tables.load(f"{directory}/table"), transformation)
         reference.save_pretrained(directory)  # TRL reads policy and reference from there
         trainer = trl.GRPOTrainer(
             directory, reward, config(beta, directory), Dataset.from_dict({"prompt": training}),
@@ -150,18 +121,10 @@ def main(name: str) -> None:
         trainer.train()
     trained, seconds = trainer.model.eval(), time.perf_counter() - begun
 
-    repeated = np.repeat(held_out, K).tolist()
     tokens, ours = respond(trained, tokenizer, held_out, K)
     _, theirs = respond(reference, tokenizer, held_out, K)
-    mine, other = (np.reshape(score(repeated, texts), (-1, K)) for texts in (ours, theirs))
-    ratios = (log_probs(trained, tokens) - log_probs(reference, tokens)).reshape(-1, K).mean(1)
-    kl, error = evaluation.mean_and_standard_error(ratios.numpy())
-    print(f"Φ = {name}, β = {beta:.4g}; {len(held_out)} held-out prompts, {K} responses each")
-    print(f"KL {kl:.3f} ± {error:.3f} nats")
-    for label, procedure in (("standard", procedures.standard()), ("best of 4", best)):
-        won = evaluation.win_rate(mine, other, procedure)
-        print(f"{label} win rate over π_ref: {won.mean:.4f} ± {won.standard_error:.4f}")
-    print(f"limit of best of 4 at this KL: {frontier.optimal_at_kl(best, kl)[1].win_rate:.4f}")
+    ratios = log_probs(trained, tokens) - log_probs(reference, tokens)
+    letters.report(name, held_out, ours, theirs, ratios.numpy())
     versions = {"trl": trl, "transformers": transformers, "torch": torch}
     print(", ".join(f"{module} {code.__version__}" for module, code in versions.items()))
     print(f"GRPO {seconds:.0f} s of {time.perf_counter() - start:.0f} s")
