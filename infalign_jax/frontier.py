@@ -141,8 +141,8 @@ def frontier_win_rate(
 
     It is min_β max_π (W − β·KL) + β·kl (derived): the concave envelope over KL, as a policy may
     spend its KL unevenly over prompts. It bounds win rates where one reward selects and
-    compares, without atoms. A KL below 0, which an estimate can be, counts as 0; nan where the
-    optimum could not be found.
+    compares, without atoms. A KL below 0, which an estimate can be, counts as 0. Infinite,
+    which is no bound, where no optimum near that KL could be found.
 
     >>> from infalign_jax import procedures
     >>> round(float(frontier_win_rate(procedures.best_of_n(4), 0.5)), 3)

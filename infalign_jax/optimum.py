@@ -110,7 +110,8 @@ def at_kl(objective: Objective, kl: Array) -> tuple[Array, Optimum]:
 
 
 def frontier(objective: Objective, kl: Array) -> Array:
-    """The highest win rate of any policy of this KL, float[] in nats; nan where it was not found.
+    """The highest win rate of any policy of this KL, float[] in nats; infinite, no bound, where
+    no optimum near it was found.
 
     It is min_β max_π (W − β·KL) + β·kl: the tangent of the optima that lie next to this KL.
 
@@ -125,8 +126,7 @@ def frontier(objective: Objective, kl: Array) -> Array:
         value = side.best.win_rate + side.beta * (kl - side.best.kl)
         return jnp.where((side.beta > 0) & (side.best.residual < 1e-3), value, jnp.inf)
 
-    found = jnp.minimum(*map(tangent, _bracket(objective, kl)))
-    return jnp.where(jnp.isfinite(found), found, jnp.nan)
+    return jnp.minimum(*map(tangent, _bracket(objective, kl)))
 
 
 class _Side(NamedTuple):

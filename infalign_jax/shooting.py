@@ -22,7 +22,7 @@ Array = jax.Array
 
 _SHOTS = 64  # at a time
 _SOLUTIONS = 4  # as many as are followed
-_STEPS = 2048
+_STEPS = 1536
 _MESHES = 2  # the first is even in τ, each other fitted to what was found on the one before
 
 
@@ -92,7 +92,7 @@ def _search(objective: Objective, beta: Array, tau: Array) -> Paths:
     empty = jnp.zeros((_SOLUTIONS, tau.size), tau.dtype)
     first = (shots, Paths(jnp.int32(0), tau, empty, empty))
     # Each narrows a bracket 15 times, to the last digits of a.
-    rounds = 7 if tau.dtype == jnp.float64 else 5
+    rounds = 6 if tau.dtype == jnp.float64 else 5
     return jax.lax.fori_loop(0, rounds, narrow, first)[1]
 
 
