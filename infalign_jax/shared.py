@@ -32,7 +32,6 @@ from infalign_jax.procedures import Procedure
 Array = jax.Array
 
 _STEPS = 8  # of Newton's method on the weights, from each start
-_REACH = 1e-3  # of a difference quotient, in weights
 
 
 class Robust(NamedTuple):
@@ -77,15 +76,15 @@ def optimal(procedures: Sequence[Procedure], weights: ArrayLike, beta: float | A
 def robust(procedures: Sequence[Procedure], kl: float) -> Robust:
     """The policy of this KL, in nats, that falls least short of the procedures' own frontiers.
 
-    Starts from equal weights and, where the gap stays open, from each procedure: ten seconds to a
-    minute. Runs on the host; in single precision the gap cannot fall under some 1e-4.
+    Starts from equal weights and, where the gap stays open, from each procedure; seconds, on the
+    host, most of them for the compiler.
 
     Raises ValueError on fewer than two procedures or a KL that is not positive.
 
     >>> from infalign_jax.procedures import best_of_n
     >>> found = robust([best_of_n(2), best_of_n(16)], 0.5)
-    >>> bool(abs(found.shortfalls[0] - found.shortfalls[1]) < 1e-4), bool(found.gap < 1e-4)
-    (True, True)
+    >>> found.shortfalls.round(3).tolist(), bool(found.gap < 1e-3)
+    ([0.021, 0.021], True)
     """
     if len(procedures) < 2 or not kl > 0:
         raise ValueError(
@@ -93,7 +92,7 @@ def robust(procedures: Sequence[Procedure], kl: float) -> Robust:
             "a single procedure has `frontier.optimal_at_kl`"
         )
     count = len(procedures)
-    limits = np.array([float(frontier.frontier_win_rate(each, kl)) for each in procedures])
+    limits = np.array([_limit(tuple(procedures), alone, kl) for alone in np.eye(count)])
     ascent = functools.partial(_climb, tuple(procedures), kl, limits)
     found, bound = ascent(np.full(count, 1 / count))
     for start in np.eye(count):
@@ -104,6 +103,13 @@ def robust(procedures: Sequence[Procedure], kl: float) -> Robust:
         found = min(found, other, key=lambda one: one.shortfalls.max())
         found = found._replace(gap=float(found.shortfalls.max() - bound))
     return found
+
+
+def _limit(procedures: tuple[Procedure, ...], weights: np.ndarray, kl: float) -> float:
+    """The highest Σ wᵢWᵢ of any policy of this KL: the tangent of the optimum next to it."""
+    dtype = jnp.result_type(float)
+    beta, best, _ = _at_kl(procedures, jnp.asarray(weights, dtype), jnp.asarray(kl, dtype))
+    return float(best.win_rate + beta * (kl - best.kl))
 
 
 def _climb(
@@ -123,10 +129,11 @@ def _climb(
 
     here = best = at(weights)
     bound = here.gap
+    reach = 1e-3 if _close() < 1e-4 else 1e-2  # of a difference quotient, in weights
     for _ in range(_STEPS):
         towards = np.eye(len(weights)) - here.weights
-        ends = [at(here.weights + _REACH * direction) for direction in towards]
-        turns = np.array([(end.shortfalls - here.shortfalls) / _REACH for end in ends])
+        ends = [at(here.weights + reach * direction) for direction in towards]
+        turns = np.array([(end.shortfalls - here.shortfalls) / reach for end in ends])
         target = _highest(here.shortfalls, turns @ towards.T)
         tried = at(target)
         share = 1.0

@@ -90,6 +90,7 @@ def test_at_a_beta_each_row_is_held_to_the_frontier_at_its_own_kl(
     assert found["rows"][0]["below_frontier"] > 0.01
 
 
+@pytest.mark.slow
 def test_procedures_may_differ(capsys: pytest.CaptureFixture[str], x64: None) -> None:
     words = ["--procedure", "worst_of_4", "--reference-procedure", "best_of_4", "--kl", "0.2", "3"]
     assert cli.main(["frontier", *words, "--transformation", "log"]) == 0

@@ -61,7 +61,13 @@ def certificate(best, procedure, beta, reference, points=200_000):
     return np.max(np.abs(law(running(np.asarray(slope))) - cdf))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# A solver is compiled for each, in some four seconds: the fast tests leave a few out.
+SLOW = {"standard", "best of 1024", "17th of 64", "best of Poisson 100", "worst of 4 bests of 8"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAMILIES]
+)
 @pytest.mark.usefixtures("x64")
 def test_every_family_is_solved_in_double_precision_at_every_beta(name):
     best = solve_all(FAMILIES[name], BETAS)
@@ -71,7 +77,9 @@ def test_every_family_is_solved_in_double_precision_at_every_beta(name):
     assert jnp.all(jnp.diff(best.win_rate) < 0)
 
 
-@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize(
+    "pair", [PAIRS[0], *(pytest.param(pair, marks=pytest.mark.slow) for pair in PAIRS[1:])]
+)
 @pytest.mark.usefixtures("x64")
 def test_different_procedures_on_the_two_sides_are_solved_at_every_beta(pair):
     best = solve_all(pair[0], BETAS, pair[1])
@@ -79,29 +87,27 @@ def test_different_procedures_on_the_two_sides_are_solved_at_every_beta(pair):
     assert jnp.all(jnp.diff(best.kl) < 0)
 
 
-@pytest.mark.parametrize("name", ["standard", "best of 64", "17th of 64", "worst of 4 bests of 8"])
+@pytest.mark.parametrize("name", ["best of 64", "worst of 4 bests of 8"])
 def test_every_family_is_solved_in_single_precision_where_it_is_promised(name):
     with jax.enable_x64(False):
         betas = jnp.array([0.64, 3.0, 1e3])  # N/β of 100 at most
         assert solve_all(FAMILIES[name], betas).residual.max() <= 1e-5
 
 
-@pytest.mark.parametrize(("n", "betas"), [(4, [1e-3, 0.1, 10.0]), (64, [0.02, 0.5, 100.0])])
+@pytest.mark.parametrize("beta", [0.02, 0.5, 100.0])
 @pytest.mark.usefixtures("x64")
-def test_certificates_of_best_and_worst_of_n(n, betas):
+def test_certificates_of_best_and_worst_of_n(beta):
     # W = β(f(1) − 1)/N for best of N, 1 − W = β(1 − f(0))/N for worst of N: other integrals.
-    for beta in betas:
-        best, worst = (frontier.optimal(family(n), beta) for family in (best_of_n, worst_of_n))
-        top = jnp.exp((best.transformation(jnp.array(1.0)) - _level(best, beta)) / beta)
-        np.testing.assert_allclose(best.win_rate, beta * (top - 1) / n, rtol=1e-9)
-        bottom = jnp.exp((worst.transformation(jnp.array(0.0)) - _level(worst, beta)) / beta)
-        np.testing.assert_allclose(1 - worst.win_rate, beta * (1 - bottom) / n, rtol=1e-9)
+    best, worst = (frontier.optimal(family(4), beta) for family in (best_of_n, worst_of_n))
+    top = jnp.exp((best.transformation(jnp.array(1.0)) - _level(best, beta)) / beta)
+    np.testing.assert_allclose(best.win_rate, beta * (top - 1) / 4, rtol=1e-9)
+    bottom = jnp.exp((worst.transformation(jnp.array(0.0)) - _level(worst, beta)) / beta)
+    np.testing.assert_allclose(1 - worst.win_rate, beta * (1 - bottom) / 4, rtol=1e-9)
 
 
 def _level(best, beta):
-    """β·log Z: what R would have to be where f = 1; from the density that KL and W belong to."""
-    log_z = frontier.log_partition(best.transformation, beta)
-    return beta * log_z
+    """β·log Z, the R where f = 1, by a quadrature that the solver does not use."""
+    return beta * frontier.log_partition(best.transformation, beta)
 
 
 @st.composite
@@ -115,7 +121,7 @@ def procedures(draw):
 
 @given(procedures(), st.booleans(), st.floats(-3, 3))
 # No shrinking: every example compiles a solver of its own.
-@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=4, deadline=None, derandomize=True, phases=[Phase.generate])
 def test_what_is_called_solved_is_solved_by_sums_of_another_kind(procedure, against, exponent):
     beta = 10.0**exponent
     reference = best_of_n(3) if against else procedure

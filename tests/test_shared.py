@@ -39,6 +39,7 @@ def test_it_beats_what_is_best_for_the_mixture_of_laws():
         )
 
 
+@pytest.mark.slow
 def test_the_robust_policy_falls_short_of_all_alike_and_of_none_by_more_than_it_must():
     procedures, kl = [best_of_n(2), best_of_n(8)], 0.5
     with jax.enable_x64(True):

@@ -1,5 +1,6 @@
 """The Φ that a command compares, each solved at the KLs or the βs asked for."""
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -80,12 +81,11 @@ def at_kls(name: str, about: Contest, kls: Sequence[float]) -> list[Candidate]:
     >>> round(found.beta, 4), round(found.win_rate, 3)  # best of 4
     (0.3333, 0.8)
     """
-    wanted = jnp.asarray(kls, jnp.result_type(float))
     if (pair := _optimised(name, about)) is None:
-        phi = notation.transformation(name, 1.0)
+        phi, wanted = notation.transformation(name, 1.0), jnp.asarray(kls, jnp.result_type(float))
         return _fixed(name, about, frontier.beta_for_kl(phi, wanted))
-    betas, best = jax.vmap(lambda kl: frontier.optimal_at_kl(pair[0], kl, pair[1]))(wanted)
-    return _optima(name, about, betas, best)
+    found = [frontier.optimal_at_kl(pair[0], kl, pair[1]) for kl in kls]
+    return [_optimum(name, about, beta, best) for beta, best in found]
 
 
 def check_reach(found: Sequence[Candidate], kls: Sequence[float]) -> None:
@@ -142,8 +142,8 @@ def at_betas(name: str, about: Contest, betas: Sequence[float]) -> list[Candidat
     each = jnp.asarray(betas, jnp.result_type(float))
     if (pair := _optimised(name, about)) is None:
         return _fixed(name, about, each)
-    best = jax.vmap(lambda beta: frontier.optimal(pair[0], beta, pair[1]))(each)
-    return _optima(name, about, each, best)
+    found = [frontier.optimal(pair[0], beta, pair[1]) for beta in each]
+    return [_optimum(name, about, beta, best) for beta, best in zip(each, found, strict=True)]
 
 
 def _optimised(name: str, about: Contest) -> tuple[Procedure, Procedure] | None:
@@ -162,19 +162,25 @@ def _fixed(name: str, about: Contest, betas: Array) -> list[Candidate]:
     return [Candidate(name, phi, *row, None, True) for row in rows]
 
 
-def _optima(name: str, about: Contest, betas: Array, best: frontier.Optimum) -> list[Candidate]:
-    @jax.vmap
-    def outcome(transformation: Transformation, beta: Array) -> tuple[Array, Array]:
-        return frontier.curve(transformation, about.procedure, beta, about.reference)
+def _optimum(name: str, about: Contest, beta: Array, best: frontier.Optimum) -> Candidate:
+    phi = jax.tree_util.Partial(_evaluated, best.transformation)
+    kl, win_rate = _outcome(best.transformation, beta, about.procedure, about.reference)
+    return Candidate(
+        name,
+        phi,
+        float(beta),
+        float(kl),
+        float(win_rate),
+        float(best.residual),
+        bool(best.converged),
+    )
 
-    kl, win_rate = outcome(best.transformation, betas)
-    rows = zip(betas.tolist(), kl.tolist(), win_rate.tolist(), best.residual.tolist(),
-               best.converged.tolist(), strict=True)  # fmt: skip
-    each = (jax.tree.map(lambda leaf, i=i: leaf[i], best.transformation) for i in range(betas.size))
-    return [
-        Candidate(name, jax.tree_util.Partial(_evaluated, phi), *row)
-        for phi, row in zip(each, rows, strict=True)
-    ]
+
+@functools.partial(jax.jit, static_argnames=("procedure", "reference"))
+def _outcome(
+    transformation: Transformation, beta: Array, procedure: Procedure, reference: Procedure
+) -> tuple[Array, Array]:
+    return frontier.curve(transformation, procedure, beta, reference)
 
 
 @jax.jit

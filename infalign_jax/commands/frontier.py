@@ -46,9 +46,10 @@ def compare(
         rows = _by_beta(about, solved)
     else:
         kls = kls or USUAL_KLS
-        solved = {name: candidates.at_kls(name, about, kls) for name in names}
-        for found in solved.values():
-            candidates.check_reach(found, kls)
+        solved = {}
+        for name in names:
+            solved[name] = candidates.at_kls(name, about, kls)
+            candidates.check_reach(solved[name], kls)
         best = solved[about.optimum]
         rows = [_row(solved[name][i], best[i]) for i in range(len(kls)) for name in names]
     asked = {"asked_kl": None if betas else list(kls), "asked_beta": list(betas) or None}

@@ -83,9 +83,10 @@ def advise(
     about = candidates.contest(procedure, reference_procedure)
     names = candidates.names(transformations, about)
     errors = calibration.held_out_errors(rewards.rewards)
-    solved = [candidates.at_kls(name, about, kls) for name in names]
-    for found in solved:
-        candidates.check_reach(found, kls)
+    solved = []
+    for name in names:
+        solved.append(candidates.at_kls(name, about, kls))
+        candidates.check_reach(solved[-1], kls)
     tied = _tied(rewards.rewards)
     by_kl = [
         _at_kl(rewards, about, kl, each, tied)
