@@ -51,6 +51,7 @@ def test_rows_are_the_library_s(usual: dict[str, Any], x64: None) -> None:
             assert (row["residual"] is None) == (not best)
 
 
+@pytest.mark.slow
 def test_the_command_prints_them(
     usual: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -76,6 +77,7 @@ def test_the_command_prints_them(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["x.json", "x.svg"]
 
 
+@pytest.mark.slow
 def test_at_a_beta_each_row_is_held_to_the_frontier_at_its_own_kl(
     capsys: pytest.CaptureFixture[str], x64: None
 ) -> None:

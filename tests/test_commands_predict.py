@@ -161,7 +161,10 @@ def test_the_command_reads_files_and_prints_the_numbers(
         (["none.csv"], "No such file or directory: none.csv"),
         (["nan.csv"], "nan.csv, line 2: expected reward to be finite, got nan"),
         (["two.csv"], r"shape \[B, K\] with K at least 4, got \(2, 2\)"),
-        (["four.csv", "--kl", "3"], r"ranks among 4 can lead to .* got 3: ask for less"),
+        (
+            ["four.csv", "--kl", "3", "--transformation", "log"],
+            r"ranks among 4 can lead to .* got 3: ask for less",
+        ),
         (["four.txt"], "expected a name that ends in .jsonl"),
         (["four.csv", "--transformation", "lgo"], r"got 'lgo': did you mean 'log'\?"),
         (["four.csv", "--beta", "3"], "got --beta; see infalign predict --help"),

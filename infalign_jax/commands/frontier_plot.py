@@ -23,9 +23,9 @@ def draw(result: dict[str, Any]) -> Figure:
     out of its line.
 
     >>> from infalign_jax.commands.frontier import compare
-    >>> axes = draw(compare("best_of_4", transformations=["identity"], kls=[0.5])).axes[0]
+    >>> axes = draw(compare("standard", transformations=["log"], kls=[0.5])).axes[0]
     >>> [text.get_text() for text in axes.get_legend().get_texts()]
-    ['frontier', 'identity', 'reference']
+    ['frontier', 'log', 'reference']
     """
     about = candidates.contest(result["procedure"], result["reference_procedure"])
     rows, best = result["rows"], result["optimum"]
