@@ -1,7 +1,7 @@
 """How exact the optimum is and how long it takes, by procedure, β and precision.
 
 Command:   python experiments/benchmarks/frontier.py
-Cost:      3 minutes on two CPU cores, most of it compilation
+Cost:      1.5 minutes on two CPU cores, most of it compilation
 Expected:  experiments/results/benchmarks/frontier.md
 
 Per procedure the largest residual, max |F − F[R(F)]|, over 13 β from 1e-3 to 1e3, which of them are
