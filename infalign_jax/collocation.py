@@ -34,8 +34,8 @@ from infalign_jax.transformations import Transformation
 Array = jax.Array
 
 _MESHES = 2  # times that the panels are fitted to the solution
-_STEPS = 40  # of Newton's method on each, cut ones counted
-_LONGEST = 1.0
+_STEPS = 40  # of Newton's method on each, shortened ones counted
+_LONGEST = 1.0  # step, in nats of ℓ where f is at least 1, and in F
 
 
 class Solution(NamedTuple):
@@ -147,7 +147,7 @@ def _reward(edges: Array, rewards: Array, u: Array) -> Array:
 
 
 def _newton(objective: Objective, beta: Array, start: Solution) -> Solution:
-    """Newton's method, by whose steps no density that matters changes more than _LONGEST-fold.
+    """Newton's method, by whose steps no log-density that matters changes by more than _LONGEST.
 
     It falls by a factor e a step where there is too much, which no defect shows; so a step is not
     refused for what it misses, only kept short (derived).

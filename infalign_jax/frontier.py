@@ -37,7 +37,7 @@ def log_partition(transformation: Transformation, beta: float | Array) -> Array:
     -1.3863
     """
     u, _ = quadrature.grid()
-    return quadrature.log_mean_exp(transformation(u) / _positive("beta", beta))
+    return quadrature.log_mean_exp(transformation(u) / optimum.positive("beta", beta))
 
 
 def density(transformation: Transformation, beta: float | Array, grid: Array) -> Array:
@@ -47,7 +47,7 @@ def density(transformation: Transformation, beta: float | Array, grid: Array) ->
     >>> density(transformations.log, 1 / 3, jnp.array([0.25, 0.5])).round(4).tolist()  # 4u³
     [0.0625, 0.5]
     """
-    scaled = transformation(grid) / _positive("beta", beta).astype(grid.dtype)
+    scaled = transformation(grid) / optimum.positive("beta", beta).astype(grid.dtype)
     return jnp.exp(scaled - log_partition(transformation, beta).astype(grid.dtype))
 
 
@@ -70,7 +70,7 @@ def curve(
     reference = procedure if reference_procedure is None else reference_procedure
     u, _ = quadrature.grid()
     rewards = transformation(u)
-    betas = _positive("betas", betas)
+    betas = optimum.positive("betas", betas)
     kl, win_rate = jax.vmap(lambda beta: _outcome(rewards, beta, procedure, reference))(
         betas.reshape(-1)
     )
@@ -94,8 +94,7 @@ def beta_for_kl(transformation: Transformation, kl: float | Array) -> Array:
         return quadrature.kl_integral(quadrature.tilt(rewards / beta).log_density)
 
     reach = 1e6 * (jnp.max(rewards) - jnp.min(rewards))
-    steps = 42 if reach.dtype == jnp.float64 else 26
-    return _over(kl, lambda target: optimum.bisect(kl_at, target, reach / 1e12, reach, steps))
+    return _over(kl, lambda target: optimum.bisect(kl_at, target, reach / 1e12, reach))
 
 
 def optimal(
@@ -115,7 +114,7 @@ def optimal(
     (0.44, 0.859, True)
     """
     reference = procedure if reference_procedure is None else reference_procedure
-    return _optimal(procedure, _positive("beta", beta), reference)
+    return _optimal(procedure, optimum.positive("beta", beta), reference)
 
 
 def optimal_at_kl(
@@ -181,9 +180,3 @@ def _outcome(
 def _over(values: float | Array, function: Callable[[Array], Array]) -> Array:
     values = jnp.asarray(values, jnp.result_type(float))
     return jax.vmap(function)(values.reshape(-1)).reshape(values.shape)
-
-
-def _positive(name: str, value: float | Array) -> Array:
-    if isinstance(value, int | float) and not value > 0:
-        raise ValueError(f"expected a positive {name}, got {value!r}: β weighs the KL penalty")
-    return jnp.asarray(value, jnp.result_type(float))

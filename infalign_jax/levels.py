@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax import climbing, quadrature
+from infalign_jax import climbing, optimum, quadrature
 from infalign_jax.objective import duel
 from infalign_jax.procedures import Procedure
 
@@ -93,7 +93,7 @@ def curve(
             f"expected values of shape {p.shape}, got {values.shape}: give one a level"
         )
     reference = procedure if reference_procedure is None else reference_procedure
-    return _curve(values, procedure, p, _positive("betas", betas), reference)
+    return _curve(values, procedure, p, optimum.positive("betas", betas), reference)
 
 
 def optimal(
@@ -124,7 +124,7 @@ def optimal(
     """
     p = _one_prompt(probabilities)
     reference = procedure if reference_procedure is None else reference_procedure
-    return _optimal(procedure, p, _positive("beta", beta), reference)
+    return _optimal(procedure, p, optimum.positive("beta", beta), reference)
 
 
 def frontier_win_rate(
@@ -234,17 +234,11 @@ def _optimal(procedure: Procedure, p: Array, beta: Array, reference: Procedure) 
 
 @functools.partial(jax.jit, static_argnames=("procedure", "reference"))
 def _envelope(procedure: Procedure, p: Array, kl: Array, reference: Procedure) -> Array:
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        middle = (low + high) / 2
-        far = _optimal(procedure, p, jnp.exp(middle), reference).kl > kl
-        return jnp.where(far, middle, low), jnp.where(far, high, middle)
+    def kl_at(beta: Array) -> Array:
+        return _optimal(procedure, p, beta, reference).kl
 
-    steps = 42 if p.dtype == jnp.float64 else 26
     steepest = duel(procedure, reference).steepest
-    bounds = (jnp.log(1e-4 * steepest), jnp.log(1e4 * steepest))
-    low, high = jax.lax.fori_loop(0, steps, halve, bounds)
-    beta = jnp.exp((low + high) / 2)
+    beta = optimum.bisect(kl_at, kl, 1e-4 * steepest, 1e4 * steepest)
     best = _optimal(procedure, p, beta, reference)
     highest = p[jnp.argmax(jnp.cumsum(p > 0))]  # the last that is above 0
     return best.win_rate + beta * (jnp.minimum(kl, -jnp.log(highest)) - best.kl)
@@ -271,9 +265,3 @@ def _one_prompt(probabilities: Array) -> Array:
             f"give float[L], and take jax.vmap over prompts"
         )
     return p
-
-
-def _positive(name: str, value: float | Array) -> Array:
-    if isinstance(value, int | float) and not value > 0:
-        raise ValueError(f"expected a positive {name}, got {value!r}: β weighs the KL penalty")
-    return jnp.asarray(value, jnp.result_type(float))

@@ -170,13 +170,21 @@ def _bracket(objective: Objective, kl: Array) -> tuple[_Side, _Side]:
 
 
 def bisect(
-    falling: Callable[[Array], Array], target: Array, low: Array, high: Array, steps: int
+    falling: Callable[[Array], Array],
+    target: Array,
+    low: Array,
+    high: Array,
+    steps: int | None = None,
 ) -> Array:
     """The x in [low, high] with falling(x) = target: float[] each, log x to 2^-steps of its range.
 
-    >>> round(float(bisect(lambda x: 1 / x, jnp.array(4.0), jnp.array(0.1), jnp.array(1.0), 20)), 4)
+    To the last digits of log x, but for a few, unless ``steps`` are given.
+
+    >>> round(float(bisect(lambda x: 1 / x, jnp.array(4.0), jnp.array(0.1), jnp.array(1.0))), 4)
     0.25
     """
+    if steps is None:
+        steps = 42 if target.dtype == jnp.float64 else 26
 
     def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         below, above = bounds
@@ -186,3 +194,17 @@ def bisect(
 
     below, above = jax.lax.fori_loop(0, steps, halve, (jnp.log(low), jnp.log(high)))
     return jnp.exp((below + above) / 2)
+
+
+def positive(name: str, value: float | Array) -> Array:
+    """A β, or several, in JAX's default float type.
+
+    Raises ValueError where it is a number that is not positive; an array's values may be unknown.
+
+    >>> positive("beta", 0.0)
+    Traceback (most recent call last):
+    ValueError: expected a positive beta, got 0.0: β weighs the KL penalty
+    """
+    if isinstance(value, int | float) and not value > 0:
+        raise ValueError(f"expected a positive {name}, got {value!r}: β weighs the KL penalty")
+    return jnp.asarray(value, jnp.result_type(float))

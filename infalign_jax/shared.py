@@ -67,10 +67,8 @@ def optimal(procedures: Sequence[Procedure], weights: ArrayLike, beta: float | A
             f"expected {len(procedures)} weights of at least 0 that sum to 1, got "
             f"{weights.tolist()}: give one for each procedure"
         )
-    if isinstance(beta, int | float) and not beta > 0:
-        raise ValueError(f"expected a positive beta, got {beta!r}: β weighs the KL penalty")
-    dtype = jnp.result_type(float)
-    return _optimal(tuple(procedures), jnp.asarray(weights, dtype), jnp.asarray(beta, dtype))
+    beta = optimum.positive("beta", beta)
+    return _optimal(tuple(procedures), jnp.asarray(weights, beta.dtype), beta)
 
 
 def robust(procedures: Sequence[Procedure], kl: float) -> Robust:

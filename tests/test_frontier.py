@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tracing import traced
 
 from infalign_jax import frontier, transformations
 from infalign_jax.procedures import best_of_n, standard, worst_of_n
@@ -186,19 +187,12 @@ def test_the_frontier_is_the_optimum_where_there_is_one_and_concave_across_a_jum
 def test_an_optimal_transformation_is_one_function_inside_and_outside_jit():
     best = frontier.optimal(best_of_n(16), 0.1)
     quantiles = jnp.array([[1e-7, 0.3], [0.9, 1 - 2**-23]], jnp.float32)
-    traces = 0
-
-    @jax.jit
-    def rewards(transformation, u):
-        nonlocal traces
-        traces += 1
-        return transformation(u)
-
+    rewards, traces = traced()
     inside = rewards(best.transformation, quantiles)
     assert inside.dtype == jnp.float32
     np.testing.assert_allclose(inside, best.transformation(quantiles), rtol=1e-6)
     rewards(frontier.optimal(best_of_n(16), 0.5).transformation, quantiles)
-    assert traces == 1
+    assert len(traces) == 1
     # R′(1) = N²: the slope survives two roundings away from the end.
     rise = jax.grad(best.transformation)(jnp.array(1 - 2**-23, jnp.float32))
     np.testing.assert_allclose(rise, 256, rtol=2e-2)
