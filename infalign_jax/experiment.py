@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from infalign_jax import notation
+from infalign_jax.drawing import SamplingConfig
 from infalign_jax.hh import HHConfig
 from infalign_jax.learner import Baseline
 from infalign_jax.lm.tokenizer import EOS, TokenizerConfig
 from infalign_jax.lm.transformer import TransformerConfig
 from infalign_jax.runtime.mesh import MeshConfig
-from infalign_jax.sampling import SamplingConfig
 from infalign_jax.synthetic import SyntheticConfig
 from infalign_jax.training import OptimiserConfig
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infalign_jax.batches import Array, Prompts, Responses
-from infalign_jax.lm import transformer
+from infalign_jax.lm import transformer, vocabulary
 from infalign_jax.lm.transformer import Params, TransformerConfig
 
 QUANTILE_VARIANCE = 1 / 12  # of a uniform variable: both errors count in units of a variance
@@ -117,8 +117,8 @@ def _kl_to_reference(
 ) -> Array:
     """KL(π_ref ‖ π), exact over the vocabulary at the stored prefixes, in nats a response."""
     known = transformer.hidden_states(config, reference, batch.prompts, batch.responses)
-    logits = transformer.next_token_logits(config, reference, known[:, :, :-1])
-    law = jax.lax.stop_gradient(jax.nn.log_softmax(logits, axis=-1))
-    own = jax.nn.log_softmax(transformer.next_token_logits(config, trunk, hidden), axis=-1)
-    divergence = (jnp.exp(law) * (law - own)).sum(axis=-1)
+    before, now = (params["embedding"].astype(config.dtype) for params in (reference, trunk))
+    divergence = vocabulary.divergence(
+        known[:, :, :-1], before, hidden, now, config.wide, config.logits_at_once
+    )
     return jnp.where(batch.responses.mask, divergence, 0.0).sum(axis=-1).mean()

@@ -1,118 +1,58 @@
 """Prompts -> Rollouts: prefill once per prompt, decode K responses, one jitted call.
 
-Draws depend on (key, prompt index, response, position) alone, so neither the batch that a prompt
-sits in, nor its place there, nor the mesh changes what is drawn.
+All prompts are prefilled together, each once. Then A of them are in hand at a time, each with L
+lanes, and a lane decodes one response after the other: the next of its prompt's K as soon as its
+own has ended. A prompt whose K responses have ended makes room for the next prompt, so that a long
+response holds up nothing but its own lane. A = B and L = K, the default, runs everything side by
+side until the last response has ended, which is fastest where lengths are alike.
+
+The outer loop takes prompts in hand, which copies their keys and values; the inner one decodes
+token by token and writes only to the lanes' own caches (`lm/decoding.py` says how they lie).
+Nothing is asked of the host. Sharded, each shard of the batch has its own queue.
+
+Neither A and L, nor the batch that a prompt sits in, nor its place there, nor the mesh changes what
+is drawn (see `drawing.uniforms`).
 """
 
-from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from infalign_jax.batches import Array, Prompts, Responses, Rollouts
-from infalign_jax.lm import transformer
-from infalign_jax.lm.transformer import KeyValues, Params, TransformerConfig
+from infalign_jax.drawing import SamplingConfig, draw, truncate, uniforms
+from infalign_jax.lm import decoding, layers, transformer
+from infalign_jax.lm.attention import KeyValues
+from infalign_jax.lm.decoding import Decoder, Places
+from infalign_jax.lm.transformer import Params, TransformerConfig
 
 
-@dataclass(frozen=True)
-class SamplingConfig:
-    """The law that responses are drawn from.
+class _Batch(NamedTuple):
+    """What stays as it is."""
 
-    Calibration and alignment speak of one law, temperature 1 and nothing truncated
-    (`plain`); the other settings are for looking at a finished policy.
-
-    >>> SamplingConfig(length=16).plain
-    True
-    """
-
-    length: int = 16  # T: a response is cut there
-    end: int = 2  # the token that ends a response
-    temperature: float = 1.0
-    top_k: int = 0  # 0: all tokens
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ValueError(f"sampling: expected length >= 1, got {self.length}; raise it")
-        if not self.temperature > 0:
-            raise ValueError(
-                f"sampling: expected temperature > 0, got {self.temperature}; "
-                f"for greedy decoding use top_k=1"
-            )
-        if self.top_k < 0:
-            raise ValueError(f"sampling: expected top_k >= 0, got {self.top_k}; 0 keeps all")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"sampling: expected top_p in (0, 1], got {self.top_p}")
-
-    @property
-    def plain(self) -> bool:
-        return self.temperature == 1.0 and self.top_k == 0 and self.top_p == 1.0
+    config: TransformerConfig
+    law: SamplingConfig
+    decoder: Decoder
+    prompts: Prompts
+    last: Array  # [B, D], the hidden state after each prompt
+    prefix: tuple[KeyValues, ...]  # [B, G, P, d]
+    uniform: Array  # float32[B, K, T]
 
 
-class _State(NamedTuple):
-    step: Array  # int32[]
-    hidden: Array  # [B, K, D], after the last token
-    cache: KeyValues
+class _Lanes(NamedTuple):
+    """What changes with every token. A lane's response has number K when it has none."""
+
+    step: Array  # int32[], tokens decoded since the beginning
+    waiting: Array  # int32[], the first prompt that has not been in hand
+    prompt: Array  # int32[A], the prompts in hand
+    begun: Array  # int32[A], how many responses of each have begun
+    response: Array  # int32[A, L], in 0 .. K
+    age: Array  # int32[A, L], tokens of that response so far
+    hidden: Array  # [A, L, D], after the last of them
+    cache: tuple[KeyValues, ...]
     tokens: Array  # int32[B, K, T]
-    mask: Array  # bool[B, K, T]
+    lengths: Array  # int32[B, K]
     log_probs: Array  # [B, K] in the model's `config.wide`
-    ended: Array  # bool[B, K]
-
-
-def uniforms(key: Array, index: Array, responses: int, length: int) -> Array:
-    """Uniform draws float32[B, K, T], each a function of (key, prompt index, k, t).
-
-    >>> import jax, jax.numpy as jnp
-    >>> u = uniforms(jax.random.key(0), jnp.array([5, 3]), 2, 4)
-    >>> v = uniforms(jax.random.key(0), jnp.array([3]), 2, 4)
-    >>> bool((u[1] == v[0]).all())
-    True
-    """
-
-    def of_response(i: Array, k: Array) -> Array:
-        return jax.random.uniform(
-            jax.random.fold_in(jax.random.fold_in(key, i), k), (length,), jnp.float32
-        )
-
-    each = jax.vmap(jax.vmap(of_response, (None, 0)), (0, None))
-    return each(index, jnp.arange(responses, dtype=jnp.int32))
-
-
-def truncate(logits: Array, config: SamplingConfig) -> Array:
-    """Logits [..., V] at the configured temperature, -inf outside top-k and top-p.
-
-    >>> import jax.numpy as jnp
-    >>> truncate(jnp.array([0.0, 1.0, 2.0]), SamplingConfig(top_k=1)).tolist()
-    [-inf, -inf, 2.0]
-    """
-    logits = logits / config.temperature
-    if config.top_k:
-        kth = jax.lax.top_k(logits, min(config.top_k, logits.shape[-1]))[0][..., -1:]
-        logits = jnp.where(logits >= kth, logits, -jnp.inf)
-    if config.top_p < 1:
-        ranked = -jnp.sort(-logits, axis=-1)
-        mass_before = jnp.cumsum(jax.nn.softmax(ranked, axis=-1), axis=-1)
-        mass_before -= jax.nn.softmax(ranked, axis=-1)
-        kept = jnp.where(mass_before < config.top_p, ranked, jnp.inf)
-        logits = jnp.where(logits >= kept.min(axis=-1, keepdims=True), logits, -jnp.inf)
-    return logits
-
-
-def draw(logits: Array, uniform: Array) -> Array:
-    """Tokens int32[...] drawn from softmax(logits[..., V]) by inverting its CDF at `uniform`.
-
-    A logit of -inf is never drawn: its place in the CDF could rise by rounding, so it has none.
-
-    >>> import jax.numpy as jnp
-    >>> draw(jnp.log(jnp.array([[0.25, 0.75], [0.25, 0.75]])), jnp.array([0.2, 0.3])).tolist()
-    [0, 1]
-    """
-    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-    cdf = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
-    total = cdf.max(axis=-1, keepdims=True)
-    return jnp.argmax(cdf > uniform.astype(cdf.dtype)[..., None] * total, axis=-1).astype(jnp.int32)
 
 
 def sample(
@@ -136,46 +76,106 @@ def sample(
     >>> rollouts.responses.tokens.shape, rollouts.log_probs.shape
     ((2, 3, 4), (2, 3))
     """
-    model, variables = transformer.Transformer(config), {"params": params}
-    length = sampling.length
-    last, prefix = model.apply(variables, prompts, method="prefill")
-    uniform = uniforms(key, prompts.index, responses, length)
+    last, prefix = transformer.prefill(config, params, prompts)
+    uniform = uniforms(key, prompts.index, responses, sampling.length)
+    decoder = transformer.decoder(config, params)
+    batch = _Batch(config, sampling, decoder, prompts, last, prefix, uniform)
+    total = prompts.tokens.shape[0]
 
-    def advance(state: _State) -> _State:
-        logits = model.apply(variables, state.hidden, method="logits")
-        logits = truncate(logits, sampling)
-        token = draw(logits, jax.lax.dynamic_index_in_dim(uniform, state.step, 2, keepdims=False))
-        token = jnp.where(state.ended, 0, token)
-        picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-        log_prob = jnp.where(state.ended, 0.0, picked - jax.nn.logsumexp(logits, axis=-1))
-        hidden, cache = model.apply(
-            variables, token, state.step, prompts, prefix, state.cache, method="decode"
-        )
-        put = partial(jax.lax.dynamic_update_index_in_dim, index=state.step, axis=2)
-        return _State(
-            step=state.step + 1,
-            hidden=hidden,
-            cache=cache,
-            tokens=put(state.tokens, token),
-            mask=put(state.mask, ~state.ended),
-            log_probs=state.log_probs + log_prob,
-            ended=state.ended | (token == sampling.end),
-        )
+    def busy(lanes: _Lanes) -> Array:
+        return (lanes.response < responses).any()
 
-    start = _start(config, last, responses, length)
-    end = jax.lax.while_loop(lambda s: (s.step < length) & ~s.ended.all(), advance, start)
-    return Rollouts(prompts, Responses(end.tokens, end.mask), end.log_probs)
+    def nobody_waits(lanes: _Lanes) -> Array:
+        done = (lanes.response == responses).all(axis=1)
+        return busy(lanes) & ~(done.any() & (lanes.waiting < total))
+
+    def round_of(lanes: _Lanes) -> _Lanes:
+        lanes, own = _take(batch, lanes)
+        return jax.lax.while_loop(nobody_waits, lambda lanes: _decode(own, lanes), lanes)
+
+    def goes_on(lanes: _Lanes) -> Array:
+        return busy(lanes) | (lanes.waiting < total)
+
+    end = jax.lax.while_loop(goes_on, round_of, _start(batch))
+    mask = jnp.arange(sampling.length, dtype=jnp.int32)[None, None] < end.lengths[..., None]
+    return Rollouts(prompts, Responses(end.tokens, mask), end.log_probs)
 
 
-def _start(config: TransformerConfig, last: Array, responses: int, length: int) -> _State:
-    """Nothing drawn yet, after prompts whose last hidden states are last[B, D]."""
-    shape = (last.shape[0], responses)
-    return _State(
+def _start(batch: _Batch) -> _Lanes:
+    """Nothing in hand, nothing drawn."""
+    config, (b, k, t) = batch.config, batch.uniform.shape
+    in_hand, lanes = min(batch.law.in_hand or b, b), min(batch.law.lanes or k, k)
+    return _Lanes(
         step=jnp.zeros((), jnp.int32),
-        hidden=jnp.broadcast_to(last[:, None], (*shape, config.width)),
-        cache=transformer.empty_cache(config, *shape, length),
-        tokens=jnp.zeros((*shape, length), jnp.int32),
-        mask=jnp.zeros((*shape, length), bool),
-        log_probs=jnp.zeros(shape, config.wide),
-        ended=jnp.zeros(shape, bool),
+        waiting=jnp.zeros((), jnp.int32),
+        prompt=jnp.zeros(in_hand, jnp.int32),
+        begun=jnp.zeros(in_hand, jnp.int32),
+        response=jnp.full((in_hand, lanes), k, jnp.int32),
+        age=jnp.zeros((in_hand, lanes), jnp.int32),
+        hidden=jnp.zeros((in_hand, lanes, config.width), config.dtype),
+        cache=decoding.empty_cache(config, in_hand, lanes, t),
+        tokens=jnp.zeros((b, k, t), jnp.int32),
+        lengths=jnp.zeros((b, k), jnp.int32),
+        log_probs=jnp.zeros((b, k), config.wide),
+    )
+
+
+def _take(batch: _Batch, lanes: _Lanes) -> tuple[_Lanes, _Batch]:
+    """Takes the next prompts in hand for those that are done; what `_decode` reads of them all."""
+    (b, k, _), width = batch.uniform.shape, lanes.response.shape[1]
+    done = (lanes.response == k).all(axis=1)
+    turn = lanes.waiting + jnp.cumsum(done, dtype=jnp.int32) - 1
+    new = done & (turn < b)
+    prompt = jnp.where(new, turn, lanes.prompt)
+    first = jnp.arange(width, dtype=jnp.int32)[None]
+    own = batch._replace(
+        **{
+            name: jax.tree.map(lambda leaf: leaf[prompt], getattr(batch, name))
+            for name in ("prompts", "last", "prefix", "uniform")
+        }
+    )
+    return lanes._replace(
+        waiting=lanes.waiting + new.sum(dtype=jnp.int32),
+        prompt=prompt,
+        begun=jnp.where(new, width, lanes.begun),
+        response=jnp.where(new[:, None], first, lanes.response),
+        hidden=jnp.where(new[:, None, None], own.last[:, None], lanes.hidden),
+    ), own
+
+
+def _decode(own: _Batch, lanes: _Lanes) -> _Lanes:
+    """One token for every lane; those whose response ends go on to the prompt's next."""
+    config, (_, k, t) = own.config, own.uniform.shape
+    logits = jnp.einsum(
+        "ald,vd->alv", lanes.hidden, own.decoder.embedding, preferred_element_type=config.wide
+    )
+    rows = jnp.arange(len(lanes.prompt), dtype=jnp.int32)[:, None]
+    uniform = own.uniform[rows, jnp.minimum(lanes.response, k - 1), lanes.age]
+    token, log_prob = draw(truncate(logits, own.law), uniform)
+
+    place = (lanes.step % t)[None, None, None]
+    since = (place - jnp.arange(t, dtype=jnp.int32)[None, None]) % t
+    positions = transformer.lengths(own.prompts)[:, None] + lanes.age
+    places = Places(
+        turns=layers.turns(config, positions),
+        own_mask=since <= lanes.age[..., None],
+        prefix_mask=own.prompts.mask,
+        write=lanes.step % t,
+    )
+    hidden, cache = decoding.advance(config, own.decoder, own.prefix, lanes.cache, token, places)
+
+    where = (lanes.prompt[:, None], lanes.response)  # of an idle lane out of bounds, and dropped
+    age = lanes.age + 1
+    ended = (lanes.response < k) & ((token == own.law.end) | (age == t))
+    following = lanes.begun[:, None] + jnp.cumsum(ended, axis=1, dtype=jnp.int32) - 1
+    return lanes._replace(
+        step=lanes.step + 1,
+        begun=jnp.minimum(lanes.begun + ended.sum(axis=1, dtype=jnp.int32), k),
+        response=jnp.where(ended, jnp.minimum(following, k), lanes.response),
+        age=jnp.where(ended | (lanes.response == k), 0, age),
+        hidden=jnp.where(ended[..., None], own.last[:, None], hidden),
+        cache=cache,
+        tokens=lanes.tokens.at[*where, lanes.age].set(token, mode="drop"),
+        lengths=lanes.lengths.at[where].set(age, mode="drop"),
+        log_probs=lanes.log_probs.at[where].add(log_prob, mode="drop"),
     )

@@ -42,7 +42,17 @@ MATHEMATICS = {
     "sample_size",
 }
 PLUMBING = {"batches", "lm", "runtime"}
-CONFIGURED = {"notation", "hh", "learner", "sampling", "synthetic", "training", "lm", "runtime"}
+CONFIGURED = {
+    "notation",
+    "hh",
+    "learner",
+    "drawing",
+    "sampling",
+    "synthetic",
+    "training",
+    "lm",
+    "runtime",
+}
 EVERYTHING = None
 
 # Room -> the rooms it may import beside itself. `lm`, `runtime` and `report*` are one room each.
@@ -61,7 +71,9 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "hh": PLUMBING | {"data"},
     "store": PLUMBING | {"data"},
     "synthetic": PLUMBING | {"data"},
-    "sampling": PLUMBING,
+    "drawing": PLUMBING,
+    "sampling": PLUMBING | {"drawing"},
+    "programs": PLUMBING | {"drawing", "sampling", "reward"},
     "training": PLUMBING,
     "reward": PLUMBING,
     "foresight": PLUMBING,

@@ -1,5 +1,6 @@
 """Draws follow the law, depend on nothing but their place, and know their own log-probability."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,13 +9,11 @@ import numpy as np
 import pytest
 import toy
 
-from infalign_jax import sampling
+from infalign_jax import drawing, sampling
 from infalign_jax.batches import Prompts, Rollouts
-from infalign_jax.lm import transformer
+from infalign_jax.drawing import SamplingConfig
+from infalign_jax.lm import decoding, transformer
 from infalign_jax.lm.transformer import TransformerConfig
-from infalign_jax.sampling import SamplingConfig
-
-LOGITS = np.log([0.05, 0.4, 0.15, 0.3, 0.1])
 
 
 def sampler(config: TransformerConfig, law: SamplingConfig, count: int) -> Any:
@@ -50,15 +49,59 @@ def test_tokens_depend_on_prompt_and_place_alone() -> None:
     assert (other.responses.tokens != together.responses.tokens).any()
 
 
-def test_every_place_has_a_uniform_of_its_own(precision: jnp.dtype) -> None:
-    assert jnp.zeros(()).dtype == precision
-    key, index = jax.random.key(0), jnp.array([7, 3, 5], jnp.int32)
-    drawn = sampling.uniforms(key, index, 4, 6)
-    assert (drawn.shape, drawn.dtype) == ((3, 4, 6), jnp.float32)
-    assert len(np.unique(drawn)) == drawn.size
-    np.testing.assert_array_equal(sampling.uniforms(key, index[1:2], 2, 5), drawn[1:2, :2, :5])
-    many = np.sort(np.ravel(sampling.uniforms(key, jnp.arange(100, dtype=jnp.int32), 10, 10)))
-    assert np.abs(many - np.linspace(0, 1, len(many))).max() < 1.63 / 100  # Kolmogorov, 1 %
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("order", [(1, 1), (1, 4), (2, 3), (3, 1), (4, 2)])
+def test_what_is_decoded_side_by_side_changes_no_token(order: tuple[int, int]) -> None:
+    config, key = toy.config(compute="float64"), jax.random.key(0)
+    params, x = toy.params(config), toy.prompts((6, 1, 4, 2, 3))
+    plain = SamplingConfig(length=6, end=5)
+    together = sampler(config, plain, 4)(params, x, key)
+    assert len(np.unique(together.responses.mask.sum(axis=-1))) > 3
+    law = dataclasses.replace(plain, in_hand=order[0], lanes=order[1])
+    found = sampler(config, law, 4)(params, x, key)
+    np.testing.assert_array_equal(found.responses.tokens, together.responses.tokens)
+    np.testing.assert_array_equal(found.responses.mask, together.responses.mask)
+    np.testing.assert_allclose(found.log_probs, together.log_probs, atol=1e-9)
+
+
+def steps(
+    monkeypatch: pytest.MonkeyPatch, law: SamplingConfig, batch: int, count: int
+) -> tuple[int, np.ndarray]:
+    """How often the model was asked for one token more, and the lengths of what it said."""
+    asked, advance = [], decoding.advance
+
+    def counted(*operands: Any) -> Any:
+        jax.debug.callback(lambda: asked.append(1))
+        return advance(*operands)
+
+    monkeypatch.setattr(decoding, "advance", counted)
+    config, x = toy.config(), toy.prompts((3,) * batch)
+    drawn = sampler(config, law, count)(toy.params(config), x, jax.random.key(0))
+    jax.effects_barrier()
+    monkeypatch.undo()
+    return len(asked), np.asarray(drawn.responses.mask.sum(axis=-1))
+
+
+def test_decoding_stops_with_the_last_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, lengths = steps(monkeypatch, SamplingConfig(length=60, end=5), 2, 3)
+    assert asked == lengths.max() < 60
+
+
+def test_no_lane_waits_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lanes hand on what is left of their prompt; a prompt that is done makes room for the next."""
+    one_by_one, lengths = steps(
+        monkeypatch, SamplingConfig(length=40, end=5, in_hand=1, lanes=1), 4, 6
+    )
+    assert one_by_one == lengths.sum()
+    queues = SamplingConfig(length=40, end=5, in_hand=2, lanes=3)
+    asked, _ = steps(monkeypatch, queues, 4, 6)
+    ends = np.zeros(2)  # when each of the two places for prompts is free again
+    for own in lengths:
+        lanes = np.zeros(3)
+        for length in own:
+            lanes[lanes.argmin()] += length
+        ends[ends.argmin()] += lanes.max()
+    assert asked == ends.max()
 
 
 def test_responses_stop_at_the_end() -> None:
@@ -75,59 +118,6 @@ def test_responses_stop_at_the_end() -> None:
     assert {1, 6} < lengths
 
 
-def test_draws_have_exactly_their_frequencies() -> None:
-    uniform = (jnp.arange(20_000, dtype=jnp.float32) + 0.5) / 20_000
-    logits = jnp.broadcast_to(jnp.asarray(LOGITS, jnp.float32), (20_000, 5))
-    drawn = sampling.draw(logits + 3.0, uniform)
-    assert drawn.dtype == jnp.int32
-    counts = np.bincount(drawn, minlength=5)
-    np.testing.assert_allclose(counts, 20_000 * np.exp(LOGITS), atol=1)
-
-
-@pytest.mark.parametrize("uniform", [0.0, 0.34, 0.7, 1 - 2**-23])
-def test_no_draw_is_impossible(uniform: float) -> None:
-    """Rounding raises the CDF at tokens that have no mass: none of them may be drawn."""
-    keys = jax.random.split(jax.random.key(0), 64)
-    logits = 2 * jax.vmap(lambda key: jax.random.normal(key, (512,)))(keys)
-    logits = logits.at[:, :3].set(-jnp.inf).at[:, 400:].set(-jnp.inf)
-    logits = sampling.truncate(logits, SamplingConfig(top_k=20))
-    drawn = sampling.draw(logits, jnp.full((64,), uniform, jnp.float32))
-    assert jnp.isfinite(jnp.take_along_axis(logits, drawn[:, None], axis=1)).all()
-
-
-def test_a_rise_by_rounding_is_not_drawn() -> None:
-    logits = jax.random.normal(jax.random.key(0), (512,)) * 2
-    logits = sampling.truncate(logits, SamplingConfig(top_k=20))
-    cdf = jnp.cumsum(jnp.exp(logits - logits.max()))
-    rises = np.flatnonzero((np.diff(cdf) > 0) & np.isneginf(logits[1:])) + 1
-    assert len(rises) > 0
-    around = np.unique(cdf[rises[0] - 1] / cdf[-1] + np.arange(-4, 5) * np.float32(2**-24))
-    drawn = sampling.draw(
-        jnp.broadcast_to(logits, (len(around), 512)), jnp.asarray(around, jnp.float32)
-    )
-    assert jnp.isfinite(logits[drawn]).all()
-
-
-def test_truncation_against_the_law_by_hand(precision: jnp.dtype) -> None:
-    logits = jnp.asarray(LOGITS, precision)
-
-    def law(**options: Any) -> np.ndarray:
-        cut = sampling.truncate(logits, SamplingConfig(**options))
-        assert cut.dtype == precision
-        return np.asarray(jax.nn.softmax(cut))
-
-    np.testing.assert_allclose(law(), [0.05, 0.4, 0.15, 0.3, 0.1], atol=1e-6)
-    np.testing.assert_allclose(law(top_k=2), [0, 4 / 7, 0, 3 / 7, 0], atol=1e-6)
-    np.testing.assert_allclose(law(top_k=9), [0.05, 0.4, 0.15, 0.3, 0.1], atol=1e-6)
-    np.testing.assert_allclose(law(top_p=0.35), [0, 1, 0, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(law(top_p=0.45), [0, 4 / 7, 0, 3 / 7, 0], atol=1e-6)
-    np.testing.assert_allclose(law(top_p=0.8), np.array([0, 8, 3, 6, 0]) / 17, atol=1e-6)
-    sharp = np.array([0.05, 0.4, 0.15, 0.3, 0.1]) ** 2
-    np.testing.assert_allclose(law(temperature=0.5), sharp / sharp.sum(), atol=1e-6)
-    # At this temperature .4 and .3 hold .70 of the mass rather than .36: temperature comes first.
-    np.testing.assert_allclose(law(temperature=0.5, top_p=0.6) > 0, [0, 1, 0, 1, 0])
-
-
 @pytest.mark.parametrize(
     "options", [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.6}, {"temperature": 2.0}]
 )
@@ -136,7 +126,7 @@ def test_first_tokens_follow_the_law(options: dict[str, float]) -> None:
     params, law = toy.params(config), SamplingConfig(length=1, **options)
     drawn = sampler(config, law, count)(params, x, jax.random.key(3))
     hidden = transformer.hidden_states(config, params, x, toy.responses(2))[:, 0, 0]
-    logits = sampling.truncate(transformer.next_token_logits(config, params, hidden), law)
+    logits = drawing.truncate(transformer.next_token_logits(config, params, hidden), law)
     for b in range(2):
         expected = np.asarray(jax.nn.softmax(logits[b]))
         tokens = np.asarray(drawn.responses.tokens[b, :, 0])
@@ -155,19 +145,3 @@ def test_bfloat16_draws_with_float32_log_probs() -> None:
     drawn = sampler(config, law, 2)(toy.params(config), toy.prompts(), jax.random.key(0))
     assert drawn.log_probs.dtype == jnp.float32
     assert (drawn.log_probs < 0).all()
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"length": 0}, "length >= 1, got 0"),
-        ({"temperature": 0.0}, "top_k=1"),
-        ({"temperature": float("nan")}, "temperature > 0"),
-        ({"top_k": -1}, "0 keeps all"),
-        ({"top_p": 0.0}, r"\(0, 1\]"),
-        ({"top_p": 1.5}, r"\(0, 1\]"),
-    ],
-)
-def test_impossible_laws_are_refused(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        SamplingConfig(**options)

@@ -1,21 +1,22 @@
 """The layers of the transformer: RMSNorm, rotary positions, grouped-query attention, gated MLP.
 
-G key-value heads serve H = G·R query heads of size d. Tokens come as [B, K, Q]: Q tokens of K
-responses to each of B prompts (K = 1 for the prompts themselves), and may attend to a prefix of P
-prompt tokens that the K responses share. Softmax and norms are reduced in `config.wide`.
+Tokens come as [B, K, Q]: Q tokens of K responses to each of B prompts (K = 1 for the prompts
+themselves). What reads the same input is computed in one product: queries, keys and values of a
+key-value head, which stand side by side as R + 2 heads, and the MLP's two halves. Reductions are in
+`config.wide`.
 """
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from infalign_jax.batches import Array
+from infalign_jax.lm.attention import KeyValues, attend
 
-MASKED = -1e30
+PRODUCT = "product"  # what cheap rematerialisation keeps
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,13 @@ class TransformerConfig:
     mlp_width: int = 192
     rope_base: float = 10_000.0
     compute: Literal["float32", "bfloat16", "float64"] = "float32"  # parameters stay float32
-    rematerialise: bool = False
+    rematerialise: Literal["nothing", "cheap", "everything"] = "nothing"  # in backward passes
     unroll: int = 1  # layers compiled in one piece: on CPU a scan's body does without threads
+    logits_at_once: int = 2**24  # the most that stand in memory when the vocabulary is summed over
 
     def __post_init__(self) -> None:
         least = min(self.vocab_size, self.width, self.layers, self.kv_heads, self.mlp_width)
-        if min(least, self.heads, self.unroll) < 1:
+        if min(least, self.heads, self.unroll, self.logits_at_once) < 1:
             raise ValueError(f"model: expected sizes of at least 1, got {self}; raise them")
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(
@@ -71,25 +73,53 @@ class TransformerConfig:
         return jnp.dtype("float64" if self.compute == "float64" else "float32")
 
 
-class KeyValues(NamedTuple):
-    """Keys and values of all layers, heads before positions (the order that decodes fastest)."""
+class Weights(NamedTuple):
+    """One layer's parameters as they are multiplied, in the compute type."""
 
-    keys: Array  # [layers, B, G, P, d] of prompts or [layers, B, K, G, T, d] of responses
-    values: Array
+    attention_norm: Array  # [D], in `config.wide`
+    qkv: Array  # [D, G, R + 2, d]
+    out: Array  # [H·d, D]
+    mlp_norm: Array  # [D], in `config.wide`
+    gate_up: Array  # [D, 2, M]
+    down: Array  # [M, D]
+
+
+def weights(config: TransformerConfig, params: Any) -> Weights:
+    """Lays one layer's parameters side by side.
+
+    >>> config = TransformerConfig(width=8, heads=4, kv_heads=2, mlp_width=3)
+    >>> shapes = {"query": (8, 8), "key": (8, 4), "value": (8, 4), "out": (8, 8)}
+    >>> shapes |= {"gate": (8, 3), "up": (8, 3), "down": (3, 8)}
+    >>> params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    >>> params |= {f"{name}_norm": {"scale": jnp.ones(8)} for name in ("attention", "mlp")}
+    >>> weights(config, params).qkv.shape
+    (8, 2, 4, 2)
+    """
+    c = config
+    shape = (c.width, c.kv_heads, -1, c.head_size)
+    qkv = [params[name].astype(c.dtype).reshape(shape) for name in ("query", "key", "value")]
+    gate_up = [params[name].astype(c.dtype) for name in ("gate", "up")]
+    return Weights(
+        attention_norm=params["attention_norm"]["scale"].astype(c.wide),
+        qkv=jnp.concatenate(qkv, axis=2),
+        out=params["out"].astype(c.dtype),
+        mlp_norm=params["mlp_norm"]["scale"].astype(c.wide),
+        gate_up=jnp.stack(gate_up, axis=1),
+        down=params["down"].astype(c.dtype),
+    )
 
 
 class Stream(NamedTuple):
     """Where the tokens of one forward pass stand, and what each may attend to."""
 
-    positions: Array  # int32[B, 1 or K, Q]
+    turns: Array  # [2, B, 1 or K, Q, d / 2]: cosine and sine of their positions' angles
     own_mask: Array  # bool[B or 1, 1 or K, Q, keys of the same stream]
-    prefix_mask: Array  # bool[B, P], read only where there is a prefix
-    step: Array  # int32[], where decoding writes its cache; read only where there is a cache
+    prefix_mask: Array | None  # bool[B, P], where there is a prefix
 
 
 @jax.custom_vjp
 def project(x: Array, weight: Array) -> Array:
-    """x[..., D] @ weight[D, F], with the gradient of the weight taken as xᵀg.
+    """x[..., D] @ weight[D, ...], with the gradient of the weight taken as xᵀg.
 
     Left to itself, differentiation writes it as (gᵀx)ᵀ, and XLA on CPU computes all that made the
     wide g again, column by column, to transpose it.
@@ -98,115 +128,123 @@ def project(x: Array, weight: Array) -> Array:
     >>> jax.grad(lambda weight: project(x, weight).sum())(weight).tolist()
     [[3.0, 3.0], [3.0, 3.0]]
     """
-    return x @ weight
+    return jnp.tensordot(x, weight, 1)
 
 
 def _project(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ weight, (x, weight)
+    return project(x, weight), (x, weight)
 
 
 def _project_back(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, weight = kept
-    rows = x.reshape(-1, x.shape[-1])
-    return g @ weight.T, rows.T @ g.reshape(-1, g.shape[-1])
+    rows = tuple(range(x.ndim - 1))
+    outputs = tuple(range(x.ndim - 1, g.ndim)), tuple(range(1, weight.ndim))
+    to_x = jnp.tensordot(g, weight, outputs)
+    if x.shape[-1] <= weight.size // len(weight):
+        return to_x, jnp.tensordot(x, g, (rows, rows))
+    return to_x, jnp.moveaxis(jnp.tensordot(g, x, (rows, rows)), -1, 0)
 
 
 project.defvjp(_project, _project_back)
 
 
-def rotate(x: Array, positions: Array, base: float, wide: jnp.dtype) -> Array:
-    """Rotary embedding of x[B, K, Q, heads, d] at positions[B, K, Q] (arXiv 2104.09864).
+def turns(config: TransformerConfig, positions: Array) -> Array:
+    """Cosine and sine [2, ..., d / 2] of the angles that positions[...] are turned by.
+
+    >>> round(float(turns(TransformerConfig(), jnp.array([1]))[1, 0, 0]), 4)  # sin 1
+    0.8415
+    """
+    half = config.head_size // 2
+    frequency = config.rope_base ** (-jnp.arange(half, dtype=config.wide) / half)
+    angle = positions[..., None].astype(config.wide) * frequency[(None,) * positions.ndim]
+    return jnp.stack([jnp.cos(angle), jnp.sin(angle)]).astype(config.dtype)
+
+
+def rotate(x: Array, turned: Array) -> Array:
+    """Rotary embedding of x[..., heads, d] by `turns` [2, ..., d / 2] (arXiv 2104.09864).
 
     >>> from math import cos, sin
-    >>> x = jnp.array([1.0, 0.0])[None, None, None, None]
-    >>> turned = rotate(x, jnp.array([[[1]]]), 1e4, jnp.dtype("float32"))
-    >>> bool(jnp.allclose(turned, jnp.array([cos(1), sin(1)])[None, None, None, None]))
+    >>> turned = jnp.array([[[cos(1)]], [[sin(1)]]])
+    >>> x = jnp.array([[[1.0, 0.0]]])
+    >>> bool(jnp.allclose(rotate(x, turned), jnp.array([[[cos(1), sin(1)]]])))
     True
     """
-    half = x.shape[-1] // 2
-    frequency = base ** (-jnp.arange(half, dtype=wide) / half)
-    angle = positions[..., None, None].astype(wide) * frequency[None, None, None, None]
-    cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
+    cos, sin = (part[..., None, :] for part in turned)
     left, right = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
 
 
-def attend(
-    q: Array, own: KeyValues, prefix: KeyValues | None, stream: Stream, wide: jnp.dtype
-) -> Array:
-    """Softmax attention of q[B, K, Q, G, R, d] to one layer's own stream and to the prompt's.
+def rms_norm(x: Array, scale: Array) -> Array:
+    """Root-mean-square normalisation of x[..., D] (arXiv 1910.07467), in the type of `scale`.
 
-    >>> q, own = jnp.ones((1, 1, 2, 1, 1, 2)), jnp.array([[1.0, 3.0], [5.0, 7.0]])[None, None, None]
-    >>> mask = jnp.array([[True, False], [True, True]])[None, None]
-    >>> stream = Stream(None, mask, None, None)
-    >>> mixed = attend(q, KeyValues(0 * own, own), None, stream, jnp.dtype("float32"))
-    >>> mixed[0, 0, :, 0, 0].tolist()
-    [[1.0, 3.0], [3.0, 5.0]]
+    >>> normal = rms_norm(jnp.array([1.0, 7.0]), jnp.array([5.0, 10.0]))
+    >>> bool(jnp.allclose(normal, jnp.array([1.0, 14.0])))
+    True
     """
-    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    dot = partial(jnp.einsum, preferred_element_type=wide)
-    scores = dot("bkqgrd,bkgtd->bkgrqt", q, own.keys)
-    scores = jnp.where(stream.own_mask[:, :, None, None], scores, MASKED)
-    if prefix is not None:
-        before = dot("bkqgrd,bgpd->bkgrqp", q, prefix.keys)
-        before = jnp.where(stream.prefix_mask[:, None, None, None, None], before, MASKED)
-        scores = jnp.concatenate([before, scores], axis=-1)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    here = weights[..., -own.keys.shape[-2] :]
-    mixed = jnp.einsum("bkgrqt,bkgtd->bkqgrd", here, own.values)
-    if prefix is not None:
-        there = weights[..., : prefix.keys.shape[-2]]
-        mixed += jnp.einsum("bkgrqp,bgpd->bkqgrd", there, prefix.values)
-    return mixed
+    wide = x.astype(scale.dtype)
+    wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + 1e-6)
+    return (wide * scale[(None,) * (x.ndim - 1)]).astype(x.dtype)
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square normalisation with a learned scale (arXiv 1910.07467)."""
+def queries_keys_values(
+    config: TransformerConfig, w: Weights, x: Array, turned: Array
+) -> tuple[Array, KeyValues]:
+    """Queries [B, G, K, R, Q, d], keys and values [B, G, K, Q, d] of x[B, K, Q, D].
 
-    wide: jnp.dtype
+    >>> config = TransformerConfig(width=8, heads=4, kv_heads=2, mlp_width=3)
+    >>> w = Weights(jnp.ones(8), jnp.ones((8, 2, 4, 2)), jnp.ones((8, 8)), jnp.ones(8),
+    ...     jnp.ones((8, 2, 3)), jnp.ones((3, 8)))
+    >>> turned = turns(config, jnp.zeros((1, 1, 5)))
+    >>> q, own = queries_keys_values(config, w, jnp.ones((1, 3, 5, 8)), turned)
+    >>> q.shape, own.keys.shape
+    ((1, 2, 3, 2, 5, 2), (1, 2, 3, 5, 2))
+    """
+    repeats = config.heads // config.kv_heads
+    heads = _product(rms_norm(x, w.attention_norm), w.qkv)  # [B, K, Q, G, R + 2, d]
+    turned = rotate(heads[..., :-1, :], turned[:, :, :, :, None])
+    q = jnp.einsum("bkqgrd->bgkrqd", turned[..., :repeats, :])
+    keys, values = turned[..., repeats, :], heads[..., repeats + 1, :]
+    return q, KeyValues(*(jnp.einsum("bkqgd->bgkqd", part) for part in (keys, values)))
 
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("width",))
-        scale = self.param("scale", init, (x.shape[-1],), jnp.float32).astype(self.wide)
-        wide = x.astype(self.wide)
-        wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + 1e-6)
-        return (wide * scale[(None,) * (x.ndim - 1)]).astype(x.dtype)
+
+def finish(config: TransformerConfig, w: Weights, x: Array, mixed: Array) -> Array:
+    """The rest of a layer: x[B, K, Q, D] with what was attended to [B, G, K, R, Q, d], and MLP.
+
+    >>> config = TransformerConfig(width=8, heads=4, kv_heads=2, mlp_width=3)
+    >>> x, mixed = jnp.ones((1, 3, 5, 8)), jnp.ones((1, 2, 3, 2, 5, 2))
+    >>> w = Weights(jnp.ones(8), jnp.ones((8, 2, 4, 2)), jnp.ones((8, 8)), jnp.ones(8),
+    ...     jnp.ones((8, 2, 3)), jnp.ones((3, 8)))
+    >>> finish(config, w, x, mixed).shape
+    (1, 3, 5, 8)
+    """
+    mixed = jnp.einsum("bgkrqd->bkqgrd", mixed)
+    x = x + _product(mixed.reshape(*x.shape[:-1], -1), w.out)
+    return x + _down(_product(rms_norm(x, w.mlp_norm), w.gate_up), w.down)
 
 
-class Block(nn.Module):
-    """One layer: attention to the own stream and the prompt's, then a gated MLP."""
+def _product(x: Array, weight: Array) -> Array:
+    return checkpoint_name(project(x, weight), PRODUCT)
 
-    config: TransformerConfig
 
-    @nn.compact
-    def __call__(
-        self, x: Array, prefix: KeyValues | None, cache: KeyValues | None, stream: Stream
-    ) -> tuple[Array, KeyValues]:
-        c = self.config
-        d, g, r = c.head_size, c.kv_heads, c.heads // c.kv_heads
+@jax.checkpoint
+def _down(gate_up: Array, down: Array) -> Array:
+    return project(jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :], down)
 
-        def weight(name: str, shape: tuple[int, int], *axes: str) -> Array:
-            init = nn.with_logical_partitioning(nn.initializers.normal(shape[0] ** -0.5), axes)
-            return self.param(name, init, shape, jnp.float32).astype(c.dtype)
 
-        h = RMSNorm(c.wide, name="attention_norm")(x)
-        q = project(h, weight("query", (c.width, c.heads * d), "width", "heads"))
-        k = project(h, weight("key", (c.width, g * d), "width", "kv_heads"))
-        v = project(h, weight("value", (c.width, g * d), "width", "kv_heads"))
-        shape = x.shape[:3]
-        q = rotate(q.reshape(*shape, c.heads, d), stream.positions, c.rope_base, c.wide)
-        k = rotate(k.reshape(*shape, g, d), stream.positions, c.rope_base, c.wide)
-        own = KeyValues(k.swapaxes(2, 3), v.reshape(*shape, g, d).swapaxes(2, 3))
-        if cache is not None:
-            write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=stream.step, axis=3)
-            own = KeyValues(write(cache.keys, own.keys), write(cache.values, own.values))
-        mixed = attend(q.reshape(*shape, g, r, d), own, prefix, stream, c.wide)
-        out = weight("out", (c.heads * d, c.width), "heads", "width")
-        x = x + project(mixed.reshape(*shape, c.heads * d), out)
+def layer(
+    config: TransformerConfig, w: Weights, x: Array, prefix: KeyValues | None, stream: Stream
+) -> tuple[Array, KeyValues]:
+    """One layer on x[B, K, Q, D]: its output, and the stream's keys and values.
 
-        h = RMSNorm(c.wide, name="mlp_norm")(x)
-        gate = project(h, weight("gate", (c.width, c.mlp_width), "width", "mlp"))
-        up = project(h, weight("up", (c.width, c.mlp_width), "width", "mlp"))
-        down = weight("down", (c.mlp_width, c.width), "mlp", "width")
-        return x + project(jax.nn.silu(gate) * up, down), own
+    >>> config = TransformerConfig(width=8, heads=4, kv_heads=2, mlp_width=3)
+    >>> seen = jnp.tril(jnp.ones((1, 1, 5, 5), bool))
+    >>> stream = Stream(turns(config, jnp.zeros((1, 1, 5))), seen, None)
+    >>> w = Weights(jnp.ones(8), jnp.ones((8, 2, 4, 2)), jnp.ones((8, 8)), jnp.ones(8),
+    ...     jnp.ones((8, 2, 3)), jnp.ones((3, 8)))
+    >>> out, own = layer(config, w, jnp.ones((1, 3, 5, 8)), None, stream)
+    >>> out.shape, own.values.shape
+    ((1, 3, 5, 8), (1, 2, 3, 5, 2))
+    """
+    q, own = queries_keys_values(config, w, x, stream.turns)
+    mixed = attend(q, own, stream.own_mask, prefix, stream.prefix_mask, config.wide)
+    return finish(config, w, x, mixed), own

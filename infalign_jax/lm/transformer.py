@@ -12,9 +12,51 @@ import jax
 import jax.numpy as jnp
 
 from infalign_jax.batches import Array, Prompts, Responses
-from infalign_jax.lm.layers import Block, KeyValues, RMSNorm, Stream, TransformerConfig
+from infalign_jax.lm import layers, vocabulary
+from infalign_jax.lm.attention import KeyValues
+from infalign_jax.lm.decoding import Decoder
+from infalign_jax.lm.layers import Stream, TransformerConfig, Weights
 
 Params = Any
+
+
+class Scale(nn.Module):
+    """The learned scale of one RMSNorm."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self) -> dict[str, Array]:
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("width",))
+        return {"scale": self.param("scale", init, (self.width,), jnp.float32)}
+
+
+class Block(nn.Module):
+    """One layer's parameters, float32 and named by their logical axes, and what they compute."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Array, prefix: KeyValues | None, stream: Stream
+    ) -> tuple[Array, KeyValues]:
+        c = self.config
+        d, wide = c.head_size, c.mlp_width
+
+        def weight(name: str, shape: tuple[int, int], *axes: str) -> Array:
+            init = nn.with_logical_partitioning(nn.initializers.normal(shape[0] ** -0.5), axes)
+            return self.param(name, init, shape, jnp.float32)
+
+        params: dict[str, Any] = {"attention_norm": Scale(c.width, name="attention_norm")()}
+        params["query"] = weight("query", (c.width, c.heads * d), "width", "heads")
+        params["key"] = weight("key", (c.width, c.kv_heads * d), "width", "kv_heads")
+        params["value"] = weight("value", (c.width, c.kv_heads * d), "width", "kv_heads")
+        params["out"] = weight("out", (c.heads * d, c.width), "heads", "width")
+        params["mlp_norm"] = Scale(c.width, name="mlp_norm")()
+        params["gate"] = weight("gate", (c.width, wide), "width", "mlp")
+        params["up"] = weight("up", (c.width, wide), "width", "mlp")
+        params["down"] = weight("down", (wide, c.width), "mlp", "width")
+        return layers.layer(c, layers.weights(c, params), x, prefix, stream)
 
 
 class Transformer(nn.Module):
@@ -28,34 +70,34 @@ class Transformer(nn.Module):
             nn.initializers.normal(c.width**-0.5), ("vocab", "width")
         )
         self.embedding = self.param("embedding", init, (c.vocab_size, c.width), jnp.float32)
-        block = nn.remat(Block, prevent_cse=False) if c.rematerialise else Block
         self.blocks = nn.scan(
-            block,
+            _rematerialised(c),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast),
+            in_axes=(0, nn.broadcast),
             length=c.layers,
             unroll=c.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c)
-        self.norm = RMSNorm(c.wide)
+        self.norm = Scale(c.width)
 
     def run(
-        self, tokens: Array, prefix: KeyValues | None, cache: KeyValues | None, stream: Stream
+        self, tokens: Array, prefix: KeyValues | None, stream: Stream
     ) -> tuple[Array, KeyValues]:
         """Hidden states [B, K, Q, D] of tokens[B, K, Q], and their keys and values."""
-        scale = jnp.asarray(self.config.width**0.5, self.config.dtype)
-        x = self.embedding.astype(self.config.dtype)[tokens] * scale
-        x, own = self.blocks(x, prefix, cache, stream)
-        return self.norm(x), own
+        c = self.config
+        x = self.embedding.astype(c.dtype)[tokens] * jnp.asarray(c.width**0.5, c.dtype)
+        x, own = self.blocks(x, prefix, stream)
+        return layers.rms_norm(x, self.norm()["scale"].astype(c.wide)), own
 
     def __call__(self, prompts: Prompts, responses: Responses) -> Array:
         """Hidden states [B, K, T + 1, D]: entry t has seen the prompt and t response tokens."""
         last, prefix = self.prefill(prompts)
         length = responses.tokens.shape[-1]
-        positions = _first_position(prompts) + jnp.arange(length, dtype=jnp.int32)[None, None]
-        stream = Stream(positions, _causal(responses.mask), prompts.mask, jnp.int32(0))
-        hidden, _ = self.run(responses.tokens, prefix, None, stream)
+        positions = lengths(prompts)[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
+        turned = layers.turns(self.config, positions[:, None])
+        stream = Stream(turned, _causal(responses.mask), prompts.mask)
+        hidden, _ = self.run(responses.tokens, prefix, stream)
         first = jnp.broadcast_to(last[:, None, None], (*hidden.shape[:2], 1, hidden.shape[-1]))
         return jnp.concatenate([first, hidden], axis=2)
 
@@ -63,28 +105,21 @@ class Transformer(nn.Module):
         """The last hidden state [B, D] of every prompt, and its keys and values."""
         positions = jnp.maximum(jnp.cumsum(prompts.mask, axis=-1, dtype=jnp.int32) - 1, 0)
         visible = _causal(prompts.mask[:, None])
-        stream = Stream(positions[:, None], visible, prompts.mask, jnp.int32(0))
-        hidden, own = self.run(prompts.tokens[:, None], None, None, stream)
-        return hidden[:, 0, -1], KeyValues(*(x[:, :, 0] for x in own))
+        stream = Stream(layers.turns(self.config, positions[:, None]), visible, None)
+        hidden, own = self.run(prompts.tokens[:, None], None, stream)
+        return hidden[:, 0, -1], KeyValues(*(x[:, :, :, 0] for x in own))
 
-    def decode(
-        self, tokens: Array, step: Array, prompts: Prompts, prefix: KeyValues, cache: KeyValues
-    ) -> tuple[Array, KeyValues]:
-        """Hidden states [B, K, D] after the response tokens[B, K] at position `step`."""
-        length = cache.keys.shape[-2]
-        stream = Stream(
-            positions=jnp.broadcast_to(_first_position(prompts) + step, (*tokens.shape, 1)),
-            own_mask=(jnp.arange(length, dtype=jnp.int32) <= step)[None, None, None],
-            prefix_mask=prompts.mask,
-            step=step,
-        )
-        hidden, own = self.run(tokens[..., None], prefix, cache, stream)
-        return hidden[:, :, 0], own
 
-    def logits(self, hidden: Array) -> Array:
-        """Next-token logits [..., V] in `config.wide`."""
-        table, wide = self.embedding.astype(self.config.dtype), self.config.wide
-        return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=wide)
+def _rematerialised(config: TransformerConfig) -> type[Block]:
+    """The block, computing again in backward passes: nothing, all but its products, or all."""
+    match config.rematerialise:
+        case "nothing":
+            return Block
+        case "cheap":
+            policy = jax.checkpoint_policies.save_only_these_names(layers.PRODUCT)
+        case "everything":
+            policy = jax.checkpoint_policies.nothing_saveable
+    return nn.remat(Block, prevent_cse=False, policy=policy)
 
 
 def _causal(mask: Array) -> Array:
@@ -94,19 +129,51 @@ def _causal(mask: Array) -> Array:
     return causal & mask[:, :, None, :] | jnp.eye(length, dtype=bool)[None, None]
 
 
-def _first_position(prompts: Prompts) -> Array:
-    """int32[B, 1, 1]: the position of the first response token."""
-    return jnp.sum(prompts.mask, axis=-1, dtype=jnp.int32)[:, None, None]
+def lengths(prompts: Prompts) -> Array:
+    """int32[B]: the tokens of every prompt, which is the position of a response's first token.
 
-
-def empty_cache(config: TransformerConfig, batch: int, responses: int, length: int) -> KeyValues:
-    """A cache for `responses` responses of `length` tokens to each of `batch` prompts.
-
-    >>> empty_cache(TransformerConfig(), 2, 3, 5).keys.shape
-    (2, 2, 3, 2, 5, 16)
+    >>> lengths(Prompts(jnp.array([[0, 1, 7]]), jnp.array([[False, True, True]]), None)).tolist()
+    [2]
     """
-    shape = (config.layers, batch, responses, config.kv_heads, length, config.head_size)
-    return KeyValues(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+    return jnp.sum(prompts.mask, axis=-1, dtype=jnp.int32)
+
+
+def decoder(config: TransformerConfig, params: Params) -> Decoder:
+    """The parameters laid out for decoding.
+
+    >>> config, key = TransformerConfig(), jax.random.key(0)
+    >>> params = nn.unbox(jax.eval_shape(lambda: initial_params(config, key)))
+    >>> len(jax.eval_shape(lambda p: decoder(config, p), params).layers)
+    2
+    """
+
+    params = nn.unbox(params)
+
+    def weights(number: int) -> Weights:
+        return layers.weights(config, jax.tree.map(lambda leaf: leaf[number], params["blocks"]))
+
+    return Decoder(
+        layers=tuple(map(weights, range(config.layers))),
+        embedding=params["embedding"].astype(config.dtype),
+        norm=params["norm"]["scale"].astype(config.wide),
+    )
+
+
+def prefill(
+    config: TransformerConfig, params: Params, prompts: Prompts
+) -> tuple[Array, tuple[KeyValues, ...]]:
+    """The last hidden state [B, D] of every prompt, and its keys and values, layer by layer.
+
+    >>> config, key = TransformerConfig(), jax.random.key(0)
+    >>> params = nn.unbox(jax.eval_shape(lambda: initial_params(config, key)))
+    >>> x = Prompts(jnp.ones((2, 5), int), jnp.ones((2, 5), bool), jnp.arange(2))
+    >>> last, prefix = jax.eval_shape(lambda p: prefill(config, p, x), params)
+    >>> last.shape, len(prefix), prefix[0].keys.shape
+    ((2, 64), 2, (2, 2, 5, 16))
+    """
+    last, stacked = Transformer(config).apply({"params": params}, prompts, method="prefill")
+    each = range(config.layers)
+    return last, tuple(jax.tree.map(lambda leaf: leaf[i], stacked) for i in each)  # noqa: B023
 
 
 def hidden_states(
@@ -132,7 +199,8 @@ def next_token_logits(config: TransformerConfig, params: Params, hidden: Array) 
     >>> next_token_logits(config, params, jnp.array([1.0, 1.0])).tolist()
     [1.0, 2.0, 6.0]
     """
-    return Transformer(config).apply({"params": params}, hidden, method="logits")
+    table = nn.unbox(params["embedding"]).astype(config.dtype)
+    return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=config.wide)
 
 
 def token_log_probs(
@@ -148,9 +216,10 @@ def token_log_probs(
     (2, 3, 4)
     """
     hidden = hidden_states(config, params, prompts, responses)[:, :, :-1]
-    logits = next_token_logits(config, params, hidden)
-    chosen = jnp.take_along_axis(logits, responses.tokens[..., None], axis=-1)[..., 0]
-    log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
+    table = nn.unbox(params["embedding"]).astype(config.dtype)
+    log_probs = vocabulary.log_probs(
+        hidden, table, responses.tokens, config.wide, config.logits_at_once
+    )
     return jnp.where(responses.mask, log_probs, 0.0)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax import calibration, frontier, learner, notation, training
+from infalign_jax import calibration, frontier, learner, notation, programs, training
 from infalign_jax.batches import Array, Prompts, Rollouts
 from infalign_jax.data import minibatches
 from infalign_jax.experiment import PolicyConfig
@@ -15,13 +15,7 @@ from infalign_jax.lm import transformer
 from infalign_jax.runtime import checkpoint
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.stages.language import Model
-from infalign_jax.stages.reference import (
-    Reference,
-    make_log_probs,
-    make_reward,
-    make_sample,
-    pick,
-)
+from infalign_jax.stages.reference import Reference, pick
 from infalign_jax.stages.run import Params, Prepare, Run, abstract, fit, put, stored
 from infalign_jax.transformations import Transformation
 
@@ -118,8 +112,10 @@ def fresh_rows(run: Run, goal: Target, sft: Model, scorer: Model, reference: Ref
     >>> fresh_rows.__name__
     'fresh_rows'
     """
-    sample = make_sample(run, run.experiment.align.responses)
-    score, log_probs = make_reward(run), make_log_probs(run)
+    model, law = run.experiment.model, run.experiment.sampling
+    sample = programs.make_sample(run.mesh, model, law, run.experiment.align.responses)
+    score = programs.make_rewards(run.mesh, model)
+    log_probs = programs.make_log_probs(run.mesh, model)
     batch = meshes.batch_sharding(run.mesh)
 
     @partial(jax.jit, in_shardings=batch, out_shardings=batch)

@@ -6,7 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax import calibration, divergence, evaluation, frontier, notation, synthetic
+from infalign_jax import (
+    calibration,
+    divergence,
+    evaluation,
+    frontier,
+    notation,
+    programs,
+    synthetic,
+)
 from infalign_jax.batches import Prompts, Responses
 from infalign_jax.runtime import checkpoint
 from infalign_jax.stages.language import Model
@@ -14,9 +22,6 @@ from infalign_jax.stages.reference import (
     EMPTY,
     check_finite,
     in_chunks,
-    make_log_probs,
-    make_reward,
-    make_sample,
 )
 from infalign_jax.stages.run import Run, stored
 from infalign_jax.stages.text import Text
@@ -64,7 +69,9 @@ def samples(
         "samples", policy.digest, judges.train.digest, judges.judge.digest, n, count, draw,
         run.experiment.seed,
     )  # fmt: skip
-    sample, score, log_probs = make_sample(run, count), make_reward(run), make_log_probs(run)
+    mesh, model = run.mesh, run.experiment.model
+    sample = programs.make_sample(mesh, model, run.experiment.sampling, count)
+    score, log_probs = programs.make_rewards(mesh, model), programs.make_log_probs(mesh, model)
 
     def chunk(part: Prompts) -> Any:
         rollouts = sample(policy.params, part, run.key(7, draw))

@@ -1,20 +1,19 @@
 """The stage `calibrate`: the reference policy's responses, scored, ranked once and stored."""
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax import calibration, foresight, reward, sampling
-from infalign_jax.batches import Array, Prompts, Responses, Rollouts
-from infalign_jax.lm import transformer
+from infalign_jax import calibration, foresight, programs
+from infalign_jax.batches import Prompts, Responses
 from infalign_jax.runtime import checkpoint
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.metrics import phase
-from infalign_jax.stages.run import Params, Run, put, stored
+from infalign_jax.stages.run import Run, put, stored
 
 EMPTY = jax.ShapeDtypeStruct
 
@@ -58,80 +57,6 @@ def pick(
     return jax.tree.map(lambda leaf: leaf[rows], reference.prompts), (rows[:, None], picked)
 
 
-Sample = Callable[[Params, Prompts, Array], Rollouts]
-Score = Callable[[Params, Prompts, Responses], Array]
-
-
-@lru_cache(maxsize=8)
-def make_sample(run: Run, responses: int) -> Sample:
-    """The jitted, sharded sampler: (params, prompts, key) -> rollouts [B, `responses`].
-
-    >>> from pathlib import Path
-    >>> import flax.linen as nn
-    >>> from infalign_jax.experiment import Experiment
-    >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
-    >>> run = Run(Experiment("quick"), Path("runs"), mesh)
-    >>> prompts = Prompts(*(np.ones((2, 3), kind) for kind in (np.int32, bool)), np.arange(2))
-    >>> rollouts = jax.eval_shape(make_sample(run, 4), nn.unbox(run.boxed), prompts, run.key(0))
-    >>> rollouts.responses.tokens.shape  # B, K, T
-    (2, 4, 16)
-    """
-    batch, whole = meshes.batch_sharding(run.mesh), meshes.replicated(run.mesh)
-    config, law = run.experiment.model, run.experiment.sampling
-
-    def sample(params: Params, prompts: Prompts, key: Array) -> Rollouts:
-        return sampling.sample(config, law, params, prompts, key, responses)
-
-    layout = meshes.shardings(run.mesh, run.boxed)
-    return jax.jit(sample, in_shardings=(layout, batch, whole), out_shardings=batch)
-
-
-@lru_cache(maxsize=8)
-def make_reward(run: Run, running: bool = False) -> Score:
-    """The jitted, sharded scorer: (reward params, prompts, responses) -> rewards [B, K].
-
-    With `running` it gives what has been earned after every token, [B, K, T].
-
-    >>> from pathlib import Path
-    >>> import flax.linen as nn
-    >>> from infalign_jax.experiment import Experiment
-    >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
-    >>> run = Run(Experiment("quick"), Path("runs"), mesh)
-    >>> prompts = Prompts(*(np.ones((2, 3), kind) for kind in (np.int32, bool)), np.arange(2))
-    >>> responses = Responses(*(np.ones((2, 4, 5), kind) for kind in (np.int32, bool)))
-    >>> params = nn.unbox(reward.with_head(run.experiment.model, run.boxed))
-    >>> jax.eval_shape(make_reward(run), params, prompts, responses).shape
-    (2, 4)
-    """
-    config = run.experiment.model
-    layout = meshes.shardings(run.mesh, reward.with_head(config, run.boxed))
-    score = reward.running_rewards if running else reward.rewards
-    return _batched(run, partial(score, config), layout)
-
-
-@lru_cache(maxsize=8)
-def make_log_probs(run: Run) -> Score:
-    """The jitted, sharded (params, prompts, responses) -> log π(y | x) [B, K].
-
-    >>> from pathlib import Path
-    >>> import flax.linen as nn
-    >>> from infalign_jax.experiment import Experiment
-    >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
-    >>> run = Run(Experiment("quick"), Path("runs"), mesh)
-    >>> prompts = Prompts(*(np.ones((2, 3), kind) for kind in (np.int32, bool)), np.arange(2))
-    >>> responses = Responses(*(np.ones((2, 4, 5), kind) for kind in (np.int32, bool)))
-    >>> jax.eval_shape(make_log_probs(run), nn.unbox(run.boxed), prompts, responses).shape
-    (2, 4)
-    """
-    layout = meshes.shardings(run.mesh, run.boxed)
-    return _batched(run, partial(transformer.log_probs, run.experiment.model), layout)
-
-
-def _batched(run: Run, function: Score, layout: Any) -> Score:
-    batch = meshes.batch_sharding(run.mesh)
-    return jax.jit(function, in_shardings=(layout, batch, batch), out_shardings=batch)
-
-
 def in_chunks(
     run: Run, what: str, prompts: Prompts, chunk: int, function: Callable[[Prompts], Any]
 ) -> Any:
@@ -173,7 +98,8 @@ def calibrate(run: Run, prompts: Prompts, policy: Any, scorer: Any) -> Reference
     digest = checkpoint.digest(
         "calibrate", policy.digest, scorer.digest, options, n, run.experiment.seed
     )
-    sample, score = make_sample(run, k), make_reward(run, running=True)
+    sample = programs.make_sample(run.mesh, run.experiment.model, run.experiment.sampling, k)
+    score = programs.make_rewards(run.mesh, run.experiment.model, running=True)
 
     def chunk(part: Prompts) -> Any:
         rollouts = sample(policy.params, part, run.key(5))

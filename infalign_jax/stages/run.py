@@ -11,8 +11,8 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
+from infalign_jax import programs
 from infalign_jax.experiment import Experiment
-from infalign_jax.lm import transformer
 from infalign_jax.runtime import checkpoint
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.events import Write, scalars
@@ -43,8 +43,7 @@ class Run(NamedTuple):
     @property
     def boxed(self) -> Params:
         """The language model's parameters as shapes with logical axes."""
-        config = self.experiment.model
-        return jax.eval_shape(lambda key: transformer.initial_params(config, key), self.key())
+        return programs.boxed_params(self.experiment.model)
 
     def key(self, *names: int) -> jax.Array:
         """A key of its own for every use: the seed, then the numbers folded in."""

@@ -1,0 +1,101 @@
+"""The jitted, sharded programs that stages, benchmarks and loops of one's own are made of.
+
+Each is built once for a mesh, a model and a law, and compiles once for every shape it meets. The
+update is `training.make_update`.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from infalign_jax import reward, sampling
+from infalign_jax.batches import Array, Prompts, Responses, Rollouts
+from infalign_jax.drawing import SamplingConfig
+from infalign_jax.lm import transformer
+from infalign_jax.lm.transformer import Params, TransformerConfig
+from infalign_jax.runtime import mesh as meshes
+
+Sample = Callable[[Params, Prompts, Array], Rollouts]
+Score = Callable[[Params, Prompts, Responses], Array]
+
+
+def boxed_params(config: TransformerConfig) -> Params:
+    """The language model's parameters as shapes with logical axes.
+
+    >>> boxed_params(TransformerConfig(vocab_size=300))["embedding"].value.shape
+    (300, 64)
+    """
+    return jax.eval_shape(partial(transformer.initial_params, config), jax.random.key(0))
+
+
+@lru_cache(maxsize=16)
+def make_sample(
+    mesh: Mesh, config: TransformerConfig, law: SamplingConfig, responses: int
+) -> Sample:
+    """The sampler: (params, prompts, key) -> rollouts [B, K = `responses`].
+
+    Every shard of the batch decodes on its own, with the parameters gathered over `fsdp` before
+    the first token: between tokens only `tensor` communicates.
+
+    >>> import flax.linen as nn, numpy as np
+    >>> mesh, config = meshes.make(meshes.MeshConfig(), jax.devices()[:1]), TransformerConfig()
+    >>> prompts = Prompts(*(np.ones((2, 3), kind) for kind in (np.int32, bool)), np.arange(2))
+    >>> sample, params = make_sample(mesh, config, SamplingConfig(), 4), boxed_params(config)
+    >>> rollouts = jax.eval_shape(sample, nn.unbox(params), prompts, jax.random.key(0))
+    >>> rollouts.responses.tokens.shape  # B, K, T
+    (2, 4, 16)
+    """
+    batch, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
+
+    def sample(params: Params, prompts: Prompts, key: Array) -> Rollouts:
+        return sampling.sample(config, law, params, prompts, key, responses)
+
+    local = jax.shard_map(
+        sample, mesh=mesh, in_specs=(PartitionSpec(), batch.spec, PartitionSpec()),
+        out_specs=batch.spec, axis_names={"data", "fsdp"}, check_vma=False,
+    )  # fmt: skip
+    layout = meshes.shardings(mesh, boxed_params(config))
+    return jax.jit(local, in_shardings=(layout, batch, whole), out_shardings=batch)
+
+
+@lru_cache(maxsize=16)
+def make_rewards(mesh: Mesh, config: TransformerConfig, running: bool = False) -> Score:
+    """The scorer: (reward parameters, prompts, responses) -> rewards [B, K].
+
+    With `running` it gives what has been earned after every token, [B, K, T].
+
+    >>> import flax.linen as nn, numpy as np
+    >>> mesh, config = meshes.make(meshes.MeshConfig(), jax.devices()[:1]), TransformerConfig()
+    >>> prompts = Prompts(*(np.ones((2, 3), kind) for kind in (np.int32, bool)), np.arange(2))
+    >>> responses = Responses(*(np.ones((2, 4, 5), kind) for kind in (np.int32, bool)))
+    >>> params = nn.unbox(reward.with_head(config, boxed_params(config)))
+    >>> jax.eval_shape(make_rewards(mesh, config), params, prompts, responses).shape
+    (2, 4)
+    """
+    layout = meshes.shardings(mesh, reward.with_head(config, boxed_params(config)))
+    score = reward.running_rewards if running else reward.rewards
+    return _batched(mesh, partial(score, config), layout)
+
+
+@lru_cache(maxsize=16)
+def make_log_probs(mesh: Mesh, config: TransformerConfig) -> Score:
+    """(params, prompts, responses) -> log π(y | x) [B, K].
+
+    >>> import flax.linen as nn, numpy as np
+    >>> mesh, config = meshes.make(meshes.MeshConfig(), jax.devices()[:1]), TransformerConfig()
+    >>> prompts = Prompts(*(np.ones((2, 3), kind) for kind in (np.int32, bool)), np.arange(2))
+    >>> responses = Responses(*(np.ones((2, 4, 5), kind) for kind in (np.int32, bool)))
+    >>> params = nn.unbox(boxed_params(config))
+    >>> jax.eval_shape(make_log_probs(mesh, config), params, prompts, responses).shape
+    (2, 4)
+    """
+    layout = meshes.shardings(mesh, boxed_params(config))
+    return _batched(mesh, partial(transformer.log_probs, config), layout)
+
+
+def _batched(mesh: Mesh, function: Score, layout: Any) -> Score:
+    batch = meshes.batch_sharding(mesh)
+    return jax.jit(function, in_shardings=(layout, batch, batch), out_shardings=batch)
