@@ -97,7 +97,8 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {  # what --try compares, beside t
 def ask(python: str, racer: str, work: Work) -> tuple[Answer, float]:
     """A racer's answer, and how many cores others used meanwhile."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "XLA_FLAGS")}
-    env = kept | {"OMP_NUM_THREADS": str(work.threads)}
+    # torch.compile's own processes would count as others.
+    env = kept | {"OMP_NUM_THREADS": str(work.threads), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     env |= {"PYTHONPATH": str(ROOT)} if racer == "our" else {}
     command = [python, str(RACERS / f"{racer}_racer.py"), json.dumps(asdict(work))]
     begun, before, own = time.monotonic(), load.now()[0], load.used()
