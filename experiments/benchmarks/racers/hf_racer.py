@@ -1,6 +1,6 @@
 """HF `generate` on the work of `work.py`: K responses to each prompt, all of one length.
 
-Run by `peers.py`. Its settings, each the faster of what `peers.py --try` compares:
+Run by `peers.py`. Its settings, which `peers.py --try` compares:
 
 - `prefill`: "shared" computes the keys and values of a prompt once for its K responses (a cache
   filled by hand, then `batch_repeat_interleave`), "repeated" is `num_return_sequences=K`.

@@ -2,8 +2,9 @@
 
 Run by `peers.py`. A step is prompts -> rollouts -> rewards -> ranks among 128 reference rewards of
 the prompt -> Φ -> update, with log π_ref of every response. The reference rewards are made once,
-before training, so here they are read from a table, as in a run. Layers are unrolled: on a CPU the
-body of a scan does without threads. The end token lies outside the vocabulary.
+before training, so here they are read from a table, as in a run. The end token lies outside the
+vocabulary. Its settings are fields of `TransformerConfig`; layers are unrolled by default, since on
+a CPU the body of a scan does without threads.
 """
 
 import os
@@ -33,11 +34,15 @@ REFERENCE, PHI = 128, transformations.exponential(4.0)
 Score = Callable[[Any, Prompts, Responses], Array]
 
 
+def settings_of(work: Work) -> dict[str, Any]:
+    return {"unroll": work.layers} | work.settings
+
+
 def model_config(work: Work) -> TransformerConfig:
     return TransformerConfig(
         vocab_size=work.vocab, width=work.width, layers=work.layers, heads=work.heads,
         kv_heads=work.kv_heads, mlp_width=work.mlp_width,
-        **{"unroll": work.layers} | work.settings,
+        **settings_of(work),
     )  # fmt: skip
 
 
@@ -90,13 +95,14 @@ def steps(work: Work) -> tuple[list[float], int]:
         return learner.Batch(rollouts, PHI(quantiles), log_ref, quantiles, scored)
 
     table = np.random.default_rng(1).normal(size=(work.prompts, REFERENCE)).astype(np.float32)
+    table.sort(axis=1)
     times, masks = [time.perf_counter()], []
     for step in range(work.warm_up + work.updates):
         prompts = prompts_of(work, step, mesh)
         rollouts = sample(state.params, prompts, jax.random.key(step))
         responses = rollouts.responses
         log_ref = log_probs(reference, prompts, responses)
-        ranked = meshes.put_batch(np.sort(table, axis=1), mesh)
+        ranked = meshes.put_batch(table, mesh)
         made = assemble(rollouts, score(prompts, responses), ranked, log_ref)
         state, metrics = jax.block_until_ready(update(state, made))
         times.append(time.perf_counter())
@@ -129,10 +135,11 @@ def main() -> None:
     what = "log-probabilities of what is drawn come with it"
     if work.algorithm != "sample":
         what = f"ranks among {REFERENCE} rewards a prompt (made before), partition baseline"
+    chosen = ", ".join(f"{name} {value}" for name, value in settings_of(work).items())
     report(
         work, times,
         parameters, {"infalign_jax": infalign_jax.__version__, "jax": jax.__version__},
-        f"float32, XLA's default threads, layers unrolled, {what}; {work.settings or 'defaults'}",
+        f"float32, XLA's default threads, {what}; {chosen}",
     )  # fmt: skip
 
 

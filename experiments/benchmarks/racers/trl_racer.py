@@ -2,8 +2,7 @@
 
 Run by `peers.py`. What is chosen for speed, where TRL's default is slower on a CPU: no gradient
 checkpointing, float32, no logging, an end token outside the vocabulary (nothing is padded), a
-tokenizer of single letters.
-Its settings, each the faster of what `peers.py --try` compares:
+tokenizer of single letters. Its settings, which `peers.py --try` compares:
 
 - `attention`: "sdpa" or "eager"; `cache`: "dynamic" or "static", of the generation;
 - `torch_compile`: of the training step, by the trainer's own option;
@@ -95,8 +94,8 @@ def make_trainer(work: Work, settings: dict[str, object], directory: str) -> tra
     shared = shared_arguments(work, settings, directory)
     if work.algorithm == "online_dpo":
         arguments = OnlineDPOConfig(
-            **shared, max_new_tokens=work.response, max_length=work.prompt + work.response,
-        )  # fmt: skip
+            **shared, max_new_tokens=work.response, max_length=work.prompt + work.response
+        )
         return OnlineDPOTrainer(**made, args=arguments)
     kinds = {"grpo": (trl.GRPOConfig, trl.GRPOTrainer), "rloo": (trl.RLOOConfig, trl.RLOOTrainer)}
     arguments, trainer = kinds[work.algorithm]
