@@ -54,6 +54,6 @@ def imported(path: str, source: str) -> Iterator[str]:
 def outsiders_imported(path: str, source: str) -> set[str]:
     """The top-level packages a file needs from neither Python nor this repository."""
     tops = {name.split(".")[0] for name in imported(path, source)}
-    neighbours = {file.stem for file in (ROOT / path).parent.glob("*.py")}
+    neighbours = {near.stem for near in (ROOT / path).parent.iterdir()}
     ours = {PACKAGE, "experiments", "tests"} | (set() if path.startswith(PACKAGE) else neighbours)
     return tops - set(sys.stdlib_module_names) - ours
