@@ -137,6 +137,9 @@ def _read(arguments: list[str]) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> None:
     from infalign_jax import config
 
+    from infalign_jax.runtime.allocator import keep_freed_memory
+
+    keep_freed_memory()
     seed = [] if options.seed is None else [f"seed={options.seed}"]
     experiment = config.override(config.load(options.experiment), [*options.set, *seed])
     _keep_compiled_programs()

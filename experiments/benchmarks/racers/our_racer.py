@@ -13,7 +13,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from infalign_jax.runtime.allocator import keep_freed_memory
+
 os.environ["JAX_PLATFORMS"] = "cpu"
+keep_freed_memory()  # as the command line does
 
 import flax.linen as nn
 import jax
