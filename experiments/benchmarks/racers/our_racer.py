@@ -13,10 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from infalign_jax.runtime.allocator import keep_freed_memory
-
 os.environ["JAX_PLATFORMS"] = "cpu"
-keep_freed_memory()  # as the command line does
 
 import flax.linen as nn
 import jax
@@ -30,6 +27,7 @@ from infalign_jax.batches import Array, Prompts, Responses, Rollouts
 from infalign_jax.lm import transformer
 from infalign_jax.lm.transformer import TransformerConfig
 from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime.allocator import keep_freed_memory
 from infalign_jax.sampling import SamplingConfig
 
 REFERENCE, PHI = 128, transformations.exponential(4.0)
@@ -133,6 +131,7 @@ def calls(work: Work) -> tuple[list[float], int]:
 
 
 def main() -> None:
+    keep_freed_memory()  # as the command line does
     work = read()
     times, parameters = (calls if work.algorithm == "sample" else steps)(work)
     what = "log-probabilities of what is drawn come with it"
