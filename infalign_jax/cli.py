@@ -136,7 +136,6 @@ def _read(arguments: list[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> None:
     from infalign_jax import config
-
     from infalign_jax.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()

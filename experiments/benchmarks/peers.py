@@ -17,7 +17,8 @@ changes from round to round. A process says seconds a step after warm-up (compil
 step's end to the next one's: drawing, log π_ref, reward, update. Its median counts, and a round's
 ratio is the peer's over ours. Before each process the machine is waited for until it is idle, and a
 round in which others used more than a twentieth of a core is thrown away and run again: PyTorch
-falls tenfold behind where something else has one of its cores. Linux only, for /proc/stat.
+falls tenfold behind where something else has one of its cores. Every process keeps freed memory,
+which glibc by default does not (`KEEP_FREED_MEMORY`). Linux only, for /proc/stat.
 """
 
 import argparse
@@ -45,6 +46,12 @@ REWARDS = (
     "Rewards, the same on both sides: a model of the policy's size with random weights, or a "
     "function, the share of even tokens, counted in Python."
 )
+
+# glibc's settings of `runtime.allocator.keep_freed_memory`, for every racer: they speed the peers
+# up too (TRL by a third), who leave them to their users.
+KEEP_FREED_MEMORY = {
+    "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40),
+}  # fmt: skip
 
 Answer = dict[str, Any]
 
@@ -97,6 +104,7 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {  # what --try compares, beside t
 def ask(python: str, racer: str, work: Work) -> tuple[Answer, float]:
     """A racer's answer, and how many cores others used meanwhile."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "XLA_FLAGS")}
+    kept |= KEEP_FREED_MEMORY
     # torch.compile's own processes would count as others.
     env = kept | {"OMP_NUM_THREADS": str(work.threads), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     env |= {"PYTHONPATH": str(ROOT)} if racer == "our" else {}

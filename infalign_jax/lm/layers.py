@@ -201,10 +201,10 @@ def queries_keys_values(
     """
     repeats = config.heads // config.kv_heads
     heads = _product(rms_norm(x, w.attention_norm), w.qkv)  # [B, K, Q, G, R + 2, d]
-    turned = rotate(heads[..., :-1, :], turned[:, :, :, :, None])
-    q = jnp.einsum("bkqgrd->bgkrqd", turned[..., :repeats, :])
-    keys, values = turned[..., repeats, :], heads[..., repeats + 1, :]
-    return q, KeyValues(*(jnp.einsum("bkqgd->bgkqd", part) for part in (keys, values)))
+    turning, values = jax.lax.split(heads, (repeats + 1, 1), axis=4)
+    q, keys = jax.lax.split(rotate(turning, turned[:, :, :, :, None]), (repeats, 1), axis=4)
+    own = (jnp.einsum("bkqgd->bgkqd", part[..., 0, :]) for part in (keys, values))
+    return jnp.einsum("bkqgrd->bgkrqd", q), KeyValues(*own)
 
 
 def finish(config: TransformerConfig, w: Weights, x: Array, mixed: Array) -> Array:
@@ -228,7 +228,8 @@ def _product(x: Array, weight: Array) -> Array:
 
 @jax.checkpoint
 def _down(gate_up: Array, down: Array) -> Array:
-    return project(jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :], down)
+    gate, up = jax.lax.split(gate_up, (1, 1), axis=gate_up.ndim - 2)
+    return project((jax.nn.silu(gate) * up)[..., 0, :], down)
 
 
 def layer(

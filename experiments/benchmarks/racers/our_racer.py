@@ -27,7 +27,6 @@ from infalign_jax.batches import Array, Prompts, Responses, Rollouts
 from infalign_jax.lm import transformer
 from infalign_jax.lm.transformer import TransformerConfig
 from infalign_jax.runtime import mesh as meshes
-from infalign_jax.runtime.allocator import keep_freed_memory
 from infalign_jax.sampling import SamplingConfig
 
 REFERENCE, PHI = 128, transformations.exponential(4.0)
@@ -131,7 +130,6 @@ def calls(work: Work) -> tuple[list[float], int]:
 
 
 def main() -> None:
-    keep_freed_memory()  # as the command line does
     work = read()
     times, parameters = (calls if work.algorithm == "sample" else steps)(work)
     what = "log-probabilities of what is drawn come with it"
