@@ -45,7 +45,20 @@ example:
   infalign evaluate policy.csv reference.csv --procedure standard best_of_4 --against other.csv
 """,
     ),
+    "bench": (
+        "how fast this device is at it",
+        """\
+How fast one RL step is on the devices that are there, phase by phase, with a model of random
+weights; beside what the device itself can do, measured first. `--compare` prints how many times as
+fast each phase has become since an earlier `--json`.
+
+example:
+  infalign bench --preset 1m --json now.json
+  infalign bench --preset 1m --compare now.json
+""",
+    ),
 }
+SIZES = ("tiny", "1m", "5m", "125m", "1b", "8b")  # of lm/sizes.py
 
 
 def add_options(name: str, command: argparse.ArgumentParser) -> None:
@@ -81,6 +94,8 @@ def add_options(name: str, command: argparse.ArgumentParser) -> None:
                 metavar="OTHER",
                 help="another policy's rewards, for the paired difference",
             )
+        case "bench":
+            _add_bench(command)
     command.add_argument(
         "--json",
         metavar="FILE",
@@ -90,6 +105,28 @@ def add_options(name: str, command: argparse.ArgumentParser) -> None:
 
 def _add_file(command: argparse.ArgumentParser, name: str, shown: str, text: str) -> None:
     command.add_argument(name, metavar=shown, type=Path, help=text)
+
+
+def _add_bench(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--preset", choices=SIZES, default="1m", help="the model and its batch (default: 1m)"
+    )
+    sizes = {"prompts": "prompts", "prompt": "tokens of each", "responses": "responses to each"}
+    for name, text in (sizes | {"response": "tokens of each of those"}).items():
+        command.add_argument(f"--{name}", type=_count, metavar="NUMBER", help=text)
+    command.add_argument(
+        "--compute", choices=("float32", "bfloat16"), help="default: float32 on CPU, else bfloat16"
+    )
+    command.add_argument(
+        "--rounds", type=_count, default=5, metavar="NUMBER", help="measurements (default: 5)"
+    )
+    command.add_argument("--compare", type=Path, metavar="FILE", help="an earlier --json")
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text}")
+    return int(text)
 
 
 def _add_contest(command: argparse.ArgumentParser, **several: Any) -> None:
@@ -148,6 +185,9 @@ def answer(options: argparse.Namespace) -> None:
     from infalign_jax.commands import printing
 
     printing.check_targets(options.json, getattr(options, "plot", None))
+    if options.command == "bench":
+        _bench(options)
+        return
     # Sharp Φ at a large KL, and optima for a large N, need double precision.
     with jax.enable_x64(True):
         {"frontier": _frontier, "predict": _predict, "evaluate": _evaluate}[options.command](
@@ -197,3 +237,16 @@ def _evaluate(options: argparse.Namespace) -> None:
         files, options.procedure, reference_procedure=options.reference_procedure
     )
     printing.deliver(result, evaluate.text(result, files), options.json)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from infalign_jax.commands import bench, bench_text, printing
+    from infalign_jax.lm.sizes import SIZES
+
+    earlier = None if options.compare is None else bench.earlier(options.compare)
+    usual = SIZES[options.preset].shape
+    given = {name: getattr(options, name) for name in usual._fields}
+    shape = usual._replace(**{name: n for name, n in given.items() if n is not None})
+    model = bench.fitted(options.preset, options.compute)
+    result = bench.run(model, shape, options.rounds)
+    printing.deliver(result, bench_text.text(result, earlier), options.json)

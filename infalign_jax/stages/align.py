@@ -116,7 +116,9 @@ def fresh_rows(run: Run, goal: Target, sft: Model, scorer: Model, reference: Ref
     sample = programs.make_sample(run.mesh, model, law, run.experiment.align.responses)
     score = programs.make_rewards(run.mesh, model)
     log_probs = programs.make_log_probs(run.mesh, model)
-    batch = meshes.batch_sharding(run.mesh)
+    batch, whole = meshes.batch_sharding(run.mesh), meshes.replicated(run.mesh)
+    root = jax.device_put(run.key(6), whole)
+    key_of = jax.jit(jax.random.fold_in, out_shardings=whole)
 
     @partial(jax.jit, in_shardings=batch, out_shardings=batch)
     def assemble(rollouts: Rollouts, rewards: Array, ranked: Array, log_ref: Array) -> Any:
@@ -125,7 +127,7 @@ def fresh_rows(run: Run, goal: Target, sft: Model, scorer: Model, reference: Ref
 
     def prepare(params: Params, rows: np.ndarray, step: int) -> learner.Batch:
         prompts: Prompts = put(run, jax.tree.map(lambda leaf: leaf[rows], reference.prompts))
-        rollouts = sample(params, prompts, run.key(6, step))
+        rollouts = sample(params, prompts, key_of(root, jax.device_put(np.uint32(step), whole)))
         rewards = score(scorer.params, prompts, rollouts.responses)
         log_ref = log_probs(sft.params, prompts, rollouts.responses)
         return assemble(rollouts, rewards, put(run, reference.sorted_rewards[rows]), log_ref)

@@ -189,8 +189,9 @@ def fit(
         own = _Fit(run, stage, policy, directory, time.monotonic() - spent, advance, write)
         for step in range(start, steps):
             rows = next(batches)
-            batch = prepare(state.params, rows, step) if prepare else put(run, rows)
-            state, metrics = update(state, batch)
+            with jax.transfer_guard("disallow"):
+                batch = prepare(state.params, rows, step) if prepare else put(run, rows)
+                state, metrics = update(state, batch)
             if pending:
                 own.record(pending)
             pending = step + 1, metrics

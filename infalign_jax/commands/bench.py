@@ -1,0 +1,175 @@
+"""How fast one RL step is on this device, phase by phase, beside what the device can do.
+
+As JSON, with `--json`:
+
+- `device`, `devices`, `versions`, `model`, `parameters`, `shape` (prompts, prompt,
+  responses, response), `rounds`;
+- `ceilings`: bytes a second of a copy, and FLOP/s of products of the model's shapes in float32 and
+  bfloat16, at the rows of prefill, of decoding and of training; all devices together;
+- `phases`, by name: `seconds` (median), `least`, `most`, `tokens_per_second` (response tokens;
+  absent from prefill), `flops` and `bytes` (by `lm/arithmetic.py`), `flops_per_second`,
+  `bytes_per_second`, `bound` (compute or memory: what takes longer at its ceiling), `percent` of
+  that ceiling, `memory_bytes` (of the compiled program, a device) and `compile_seconds`.
+
+Decoding is the sampler's time less prefill's. The whole step is sampling, log π_ref, rewards,
+calibration among 128 reference rewards a prompt, and the update; its ceiling is that of its phases.
+"""
+
+import json
+import platform
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from infalign_jax import config
+from infalign_jax.commands import bench_phases
+from infalign_jax.commands.bench_phases import REFERENCE, WHOLE, Phase
+from infalign_jax.lm import arithmetic
+from infalign_jax.lm.arithmetic import Cost, Shape
+from infalign_jax.lm.sizes import SIZES
+from infalign_jax.lm.transformer import TransformerConfig
+from infalign_jax.runtime import measure
+from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime.measure import Timing
+
+COPY = 2**28  # bytes
+
+
+def fitted(preset: str, compute: str | None = None) -> TransformerConfig:
+    """A preset's model as this device runs it best; on CPU float32 and without a loop over layers.
+
+    >>> fitted("1m", "float32").width
+    128
+    """
+    model, cpu = SIZES[preset].model, jax.devices()[0].platform == "cpu"
+    kind: Any = compute or ("float32" if cpu else "bfloat16")
+    return replace(model, compute=kind, unroll=model.layers if cpu else 1)
+
+
+def run(model: TransformerConfig, shape: Shape, rounds: int = 5) -> dict[str, Any]:
+    """Measures a model and a batch on all devices.
+
+    Raises ValueError where the devices do not divide the prompts, and where parameters, caches and
+    activations alone do not fit.
+
+    >>> run(fitted("tiny"), Shape(3, 16, 10**9, 16), rounds=1)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: bench: expected at most ... GiB on a device, got at least ...; lower --prompts, ...
+    """
+    devices, mesh = jax.devices(), meshes.make(meshes.MeshConfig())
+    meshes.check_batch("--prompts", shape.prompts, mesh)
+    check_memory(model, shape, devices)
+    ceilings = _ceilings(model, shape, len(devices), rounds)
+    phases = bench_phases.compiled(model, shape, mesh)
+    times = {name: measure.timed(phase.call, rounds) for name, phase in phases.items()}
+    times["decode"] = _less(times.pop("sample"), times["prefill"])
+    phases["decode"] = phases.pop("sample")
+    costs = _costs(model, shape)
+    names = [*costs, WHOLE]
+    rows = {name: _row(name, costs, times, phases, ceilings, shape) for name in names}
+    return {
+        "device": devices[0].device_kind, "devices": len(devices),
+        "versions": {"python": platform.python_version(), "jax": metadata.version("jax")},
+        "model": config.to_dict(model), "parameters": arithmetic.parameters(model),
+        "shape": shape._asdict(), "rounds": rounds, "ceilings": ceilings, "phases": rows,
+    }  # fmt: skip
+
+
+def earlier(path: Path) -> dict[str, Any]:
+    """What `--json` wrote before; raises ValueError where the file is not of that kind.
+
+    >>> earlier(Path("pyproject.toml"))
+    Traceback (most recent call last):
+    ValueError: bench: expected a file that infalign bench --json wrote, got pyproject.toml; \
+name another
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if {"seconds"} <= found["phases"][WHOLE].keys():
+            return dict(found)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise ValueError(
+        f"bench: expected a file that infalign bench --json wrote, got {path}; name another"
+    )
+
+
+def check_memory(model: TransformerConfig, shape: Shape, devices: list[jax.Device]) -> None:
+    """Raises ValueError where a batch does not fit, by an estimate from below, before any is made.
+
+    >>> check_memory(TransformerConfig(), Shape(1, 1, 1, 1), jax.devices())
+    """
+    part = shape._replace(prompts=-(-shape.prompts // len(devices)))
+    needed = max(f(model, part) for f in (arithmetic.sampling_memory, arithmetic.update_memory))
+    limit = measure.memory_limit(devices[0])
+    if limit is not None and needed > limit:
+        raise ValueError(
+            f"bench: expected at most {limit / 2**30:.0f} GiB on a device, got at least "
+            f"{needed / 2**30:.0f} GiB of parameters, caches and activations; lower --prompts, "
+            "--responses, --response or the preset"
+        )
+
+
+def _ceilings(model: TransformerConfig, shape: Shape, devices: int, rounds: int) -> dict[str, Any]:
+    """What all devices together can do, measured on one."""
+    products = [*arithmetic.layer_products(model) * model.layers, (model.width, model.vocab_size)]
+    wanted = sorted({*products})
+    rows = {"prefill": shape.prompts * shape.prompt, "decode": shape.prompts * shape.responses}
+    rows["training"] = shape.tokens
+    found: dict[str, Any] = {"bytes_per_second": devices * measure.copy_rate(COPY, rounds)}
+    for dtype in ("float32", "bfloat16"):
+        found[dtype] = {
+            name: devices
+            * measure.product_rate(
+                [(-(-n // devices), *sizes) for sizes in wanted], jnp.dtype(dtype), rounds
+            )
+            for name, n in rows.items()
+        }
+    found["compute"] = found[model.compute if model.compute in found else "float32"]
+    return found
+
+
+def _costs(model: TransformerConfig, shape: Shape) -> dict[str, Cost]:
+    rewards = 4.0 * shape.prompts * (shape.responses + REFERENCE)
+    return {
+        "prefill": arithmetic.prefill(model, shape),
+        "decode": arithmetic.decode(model, shape),
+        "reference log-probabilities": arithmetic.forward(model, shape),
+        "reward scoring": arithmetic.forward(model, shape, logits=False),
+        "calibration": Cost(0.0, rewards),
+        "update": arithmetic.update(model, shape),
+    }
+
+
+def _less(whole: Timing, part: Timing) -> Timing:
+    return Timing(*(max(seconds - part.seconds, 0.0) for seconds in whole))
+
+
+def _row(
+    name: str, costs: dict[str, Cost], times: dict[str, Timing], phases: dict[str, Phase],
+    ceilings: dict[str, Any], shape: Shape,
+) -> dict[str, Any]:  # fmt: skip
+    """What the JSON says of one phase."""
+    parts = list(costs) if name == WHOLE else [name]
+    needs = {part: _needs(part, costs[part], ceilings) for part in parts}
+    compute, memory = (sum(need[i] for need in needs.values()) for i in range(2))
+    flops, moved = (sum(costs[part][i] for part in parts) for i in range(2))
+    seconds = max(times[name].seconds, 1e-9)
+    told = {} if name == "prefill" else {"tokens_per_second": shape.tokens / seconds}
+    return times[name]._asdict() | told | {
+        "flops": flops, "bytes": moved,
+        "flops_per_second": flops / seconds, "bytes_per_second": moved / seconds,
+        "bound": "compute" if compute > memory else "memory",
+        "percent": 100 * sum(map(max, needs.values())) / seconds,
+        "memory_bytes": phases[name].memory, "compile_seconds": phases[name].compile_seconds,
+    }  # fmt: skip
+
+
+def _needs(name: str, cost: Cost, ceilings: dict[str, Any]) -> tuple[float, float]:
+    """The seconds that a phase's FLOPs and its bytes take at this device's ceilings."""
+    rows = name if name in ("prefill", "decode") else "training"
+    return cost.flops / ceilings["compute"][rows], cost.bytes / ceilings["bytes_per_second"]

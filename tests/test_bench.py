@@ -1,0 +1,151 @@
+"""The bench counts what XLA counts, measures every phase, and answers mistakes."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from infalign_jax import programs
+from infalign_jax.batches import Prompts, Responses
+from infalign_jax.cli import main
+from infalign_jax.commands import bench, bench_text
+from infalign_jax.lm import arithmetic, decoding, layers, transformer
+from infalign_jax.lm.arithmetic import Shape
+from infalign_jax.lm.decoding import Places
+from infalign_jax.lm.layers import TransformerConfig
+from infalign_jax.lm.sizes import SIZES
+from infalign_jax.runtime import measure
+
+MODEL = TransformerConfig(512, 256, 2, 4, 2, 768, unroll=2)
+SHAPE = Shape(2, 24, 3, 16)
+
+
+def counted(function: Any, *operands: Any) -> float:
+    """XLA's own count, of a program without loops, before it is optimised."""
+    return float(jax.jit(function).lower(*operands).cost_analysis()["flops"])
+
+
+def batch(shape: Shape) -> tuple[Prompts, Responses]:
+    size, each = shape[:2], (shape.prompts, shape.responses, shape.response)
+    tokens = jax.ShapeDtypeStruct
+    return (
+        Prompts(tokens(size, int), tokens(size, bool), tokens(size[:1], int)),
+        Responses(tokens(each, jnp.int32), tokens(each, bool)),
+    )
+
+
+def test_model_flops_are_those_that_xla_counts() -> None:
+    params, (x, y) = nn.unbox(programs.boxed_params(MODEL)), batch(SHAPE)
+    forward = partial(transformer.log_probs, MODEL)
+    found = counted(forward, params, x, y)
+    assert found == pytest.approx(arithmetic.forward(MODEL, SHAPE).flops, rel=0.03)
+    hidden = counted(partial(transformer.hidden_states, MODEL), params, x, y)
+    assert hidden == pytest.approx(arithmetic.forward(MODEL, SHAPE, logits=False).flops, rel=0.03)
+    prefill = counted(partial(transformer.prefill, MODEL), params, x)
+    assert prefill == pytest.approx(arithmetic.prefill(MODEL, SHAPE).flops, rel=0.03)
+    # What the backward pass computes again is not counted as the model's: logits, by their chunk.
+    back = counted(
+        lambda *own: jax.grad(lambda p: forward(p, *own[1:]).sum())(own[0]), params, x, y
+    )
+    again = SHAPE.tokens * 2 * MODEL.width * MODEL.vocab_size
+    assert back - again == pytest.approx(arithmetic.update(MODEL, SHAPE).flops, rel=0.05)
+
+
+def test_decoding_flops_are_those_that_xla_counts() -> None:
+    b, p, k, t = SHAPE
+    params = nn.unbox(programs.boxed_params(MODEL))
+    decoder = jax.eval_shape(partial(transformer.decoder, MODEL), params)
+    cache = jax.eval_shape(lambda: decoding.empty_cache(MODEL, b, k, t))
+    _, prefix = jax.eval_shape(partial(transformer.prefill, MODEL), params, batch(SHAPE)[0])
+    turned = jax.eval_shape(lambda: layers.turns(MODEL, jnp.zeros((b, k), jnp.int32)))
+    some = jax.ShapeDtypeStruct
+    places = Places(turned, some((b, k, t), bool), some((b, p), bool), some((), jnp.int32))
+
+    def token(decoder: Any, prefix: Any, cache: Any, tokens: Any, places: Any) -> Any:
+        hidden, cache = decoding.advance(MODEL, decoder, prefix, cache, tokens, places)
+        return jnp.einsum("bkd,vd->bkv", hidden, decoder.embedding), cache
+
+    one = counted(token, decoder, prefix, cache, some((b, k), jnp.int32), places)
+    assert t * one == pytest.approx(arithmetic.decode(MODEL, SHAPE).flops, rel=0.05)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameters_are_counted(name: str) -> None:
+    boxed = nn.unbox(programs.boxed_params(SIZES[name].model))
+    assert arithmetic.parameters(SIZES[name].model) == sum(
+        leaf.size for leaf in jax.tree.leaves(boxed)
+    )
+
+
+@pytest.fixture(scope="module")
+def result() -> dict[str, Any]:
+    return bench.run(bench.fitted("tiny"), Shape(2, 4, 2, 4), rounds=2)
+
+
+def test_every_phase_is_measured(result: dict[str, Any]) -> None:
+    assert list(result["phases"]) == [
+        "prefill", "decode", "reference log-probabilities", "reward scoring", "calibration",
+        "update", "whole step",
+    ]  # fmt: skip
+    for name, row in result["phases"].items():
+        assert 0 <= row["least"] <= row["seconds"] <= row["most"]
+        assert row["memory_bytes"] > 0
+        assert row["bound"] in ("compute", "memory")
+        assert ("tokens_per_second" in row) == (name != "prefill")
+    whole, parts = result["phases"]["whole step"], list(result["phases"].values())[:-1]
+    assert whole["flops"] == sum(part["flops"] for part in parts)
+    json.dumps(result, allow_nan=False)
+
+
+def test_a_percentage_is_of_the_ceiling_that_binds() -> None:
+    ceilings = {"compute": {"training": 100.0}, "bytes_per_second": 10.0}
+    costs = {"update": arithmetic.Cost(400.0, 20.0), "reward scoring": arithmetic.Cost(100.0, 30.0)}
+    times = {name: measure.Timing(8.0, 8.0, 8.0) for name in (*costs, "whole step")}
+    phases = dict.fromkeys(times, bench.Phase(lambda: None, 1, 0.0))
+    rows = {n: bench._row(n, costs, times, phases, ceilings, SHAPE) for n in times}
+    assert (rows["update"]["bound"], rows["update"]["percent"]) == ("compute", 50.0)
+    assert (rows["reward scoring"]["bound"], rows["reward scoring"]["percent"]) == ("memory", 37.5)
+    assert rows["whole step"]["percent"] == 87.5
+    assert rows["update"]["tokens_per_second"] == SHAPE.tokens / 8
+
+
+def test_an_earlier_result_is_compared(result: dict[str, Any], tmp_path: Path) -> None:
+    slower = json.loads(json.dumps(result))
+    slower["phases"]["update"]["seconds"] *= 3
+    (tmp_path / "before.json").write_text(json.dumps(slower))
+    lines = bench_text.text(result, bench.earlier(tmp_path / "before.json")).splitlines()
+    ends = {line.split("  ")[0]: line.split()[-1] for line in lines[-7:]}
+    assert (ends["update"], ends["whole step"]) == ("3.00", "1.00")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--preset", "2m"], "invalid choice: '2m'"),
+        (["--prompts", "0"], "whole number from 1 on, got 0"),
+        (["--compare", "setup.cfg"], "infalign bench --json wrote, got setup.cfg"),
+        (["--preset", "8b", "--prompts", "4096"], "GiB on a device"),
+    ],
+)
+def test_mistakes_are_answered(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_bench_needs_neither_grain_nor_tfds() -> None:
+    code = "import sys, infalign_jax.commands.bench; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"grain", "tensorflow_datasets", "sentencepiece"} & set(loaded)
