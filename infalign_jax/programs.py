@@ -37,8 +37,10 @@ def make_sample(
 ) -> Sample:
     """The sampler: (params, prompts, key) -> rollouts [B, K = `responses`].
 
-    Every shard of the batch decodes on its own, with the parameters gathered over `fsdp` before
-    the first token: between tokens only `tensor` communicates.
+    Without tensor parallelism every shard of the batch decodes on its own, with the parameters
+    gathered over `fsdp` before the first token, and nothing is communicated between tokens. With
+    it, shards stay in step: they may not end at different steps while some collective that XLA
+    makes of a `tensor` axis waits for all devices.
 
     >>> import flax.linen as nn, numpy as np
     >>> mesh, config = meshes.make(meshes.MeshConfig(), jax.devices()[:1]), TransformerConfig()
@@ -53,12 +55,13 @@ def make_sample(
     def sample(params: Params, prompts: Prompts, key: Array) -> Rollouts:
         return sampling.sample(config, law, params, prompts, key, responses)
 
-    local = jax.shard_map(
-        sample, mesh=mesh, in_specs=(PartitionSpec(), batch.spec, PartitionSpec()),
-        out_specs=batch.spec, axis_names={"data", "fsdp"}, check_vma=False,
-    )  # fmt: skip
+    if mesh.shape["tensor"] == 1:
+        sample = jax.shard_map(
+            sample, mesh=mesh, in_specs=(PartitionSpec(), batch.spec, PartitionSpec()),
+            out_specs=batch.spec, check_vma=False,
+        )  # fmt: skip
     layout = meshes.shardings(mesh, boxed_params(config))
-    return jax.jit(local, in_shardings=(layout, batch, whole), out_shardings=batch)
+    return jax.jit(sample, in_shardings=(layout, batch, whole), out_shardings=batch)
 
 
 @lru_cache(maxsize=16)

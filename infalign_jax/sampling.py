@@ -8,7 +8,7 @@ side until the last response has ended, which is fastest where lengths are alike
 
 The outer loop takes prompts in hand, which copies their keys and values; the inner one decodes
 token by token and writes only to the lanes' own caches (`lm/decoding.py` says how they lie).
-Nothing is asked of the host. Sharded, each shard of the batch has its own queue.
+Nothing is asked of the host. `programs.make_sample` gives each shard of the batch its own queue.
 
 Neither A and L, nor the batch that a prompt sits in, nor its place there, nor the mesh changes what
 is drawn (see `drawing.uniforms`).

@@ -3,8 +3,10 @@
 Writes an .npz of gradients "STAGE/MESH/leaf", tokens "tokens/MESH", and how arrays lie.
 """
 
+import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,12 +17,12 @@ import numpy as np
 import optax
 import toy
 
-from infalign_jax import foresight, learner, reward, sampling, training
+from infalign_jax import foresight, learner, programs, reward, training
 from infalign_jax.batches import Preferences, Rollouts
+from infalign_jax.drawing import SamplingConfig
 from infalign_jax.lm import transformer
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.mesh import MeshConfig
-from infalign_jax.sampling import SamplingConfig
 from infalign_jax.stages.language import sft_loss
 
 MESHES = {
@@ -28,6 +30,7 @@ MESHES = {
     "fsdp": MeshConfig(data=2, fsdp=4),
     "data×tensor": MeshConfig(data=4, tensor=2),
 }
+COLLECTIVE = r" (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 CONFIG = toy.config()
 PROMPTS = toy.prompts((6, 1, 4, 2, 5, 3, 6, 1))
 REFERENCE = toy.params(CONFIG)
@@ -81,17 +84,22 @@ def one_update(mesh: Any, stage: tuple[Any, Any, Any, Any]) -> tuple[Any, Any]:
     return update(state, meshes.put_batch(batch, mesh))
 
 
-def tokens(mesh: Any) -> jax.Array:
-    config, law = toy.config(compute="float64"), SamplingConfig(length=6)
-    batch, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
+def tokens(mesh: Any, law: SamplingConfig) -> tuple[jax.Array, int]:
+    """What is drawn, and how many collectives the compiled loops over tokens hold."""
+    config = toy.config(compute="float64")
+    sample = programs.make_sample(mesh, config, law, 4)
+    params = jax.device_put(REFERENCE, meshes.shardings(mesh, boxed()))
+    operands = params, meshes.put_batch(PROMPTS, mesh), jax.random.key(3)
+    program = sample.lower(*operands).compile()
+    return sample(*operands).responses.tokens, collectives_in_loops(program.as_text())
 
-    def draw(params: Any, prompts: Any, key: jax.Array) -> jax.Array:
-        return sampling.sample(config, law, params, prompts, key, 4).responses.tokens
 
-    layout = meshes.shardings(mesh, boxed())
-    sample = jax.jit(draw, in_shardings=(layout, batch, whole), out_shardings=batch)
-    params = jax.device_put(REFERENCE, layout)
-    return sample(params, meshes.put_batch(PROMPTS, mesh), jax.random.key(3))
+def collectives_in_loops(text: str) -> int:
+    """Collectives in computations that are the body or the condition of a while."""
+    looped = set(re.findall(r"(?:body|condition)=%([\w.\-]+)", text))
+    parts = re.split(r"^(?:ENTRY )?%([\w.\-]+) .*\{$", text, flags=re.MULTILINE)
+    bodies = [body for name, body in zip(parts[1::2], parts[2::2], strict=True) if name in looped]
+    return sum(len(re.findall(COLLECTIVE, body)) for body in bodies)
 
 
 def found() -> Iterator[tuple[str, Any]]:
@@ -105,8 +113,12 @@ def found() -> Iterator[tuple[str, Any]]:
                 yield f"{stage}/{name}/{jax.tree_util.keystr(path)}", leaf
         query = state.params["blocks"]["query"]
         yield f"lies/{name}", np.array(query.sharding.shard_shape(query.shape))
+        plain = SamplingConfig(length=6, end=5)
+        law = plain if name == "one" else replace(plain, in_hand=1, lanes=3)
         with jax.enable_x64(True):
-            yield f"tokens/{name}", tokens(mesh)
+            drawn, collectives = tokens(mesh, law)
+        yield f"tokens/{name}", drawn
+        yield f"collectives/{name}", collectives
 
 
 if __name__ == "__main__":

@@ -54,6 +54,12 @@ def test_sampled_tokens_are_those_of_one_device(figures: Figures, mesh: str) -> 
     assert len(np.unique(figures["tokens/one"].reshape(-1, 6), axis=0)) > 20
 
 
+def test_between_tokens_only_tensor_parallel_devices_speak(figures: Figures) -> None:
+    """Shards of the batch end at different steps: a collective among them would wait for ever."""
+    found = {mesh: int(figures[f"collectives/{mesh}"]) for mesh in MESHES}
+    assert found["data"] == found["fsdp"] == 0 < found["data×tensor"]
+
+
 def test_parameters_are_divided_as_the_mesh_says(figures: Figures) -> None:
     """The query weights [layers, width, heads·d]: width over fsdp, heads over tensor."""
     lies = {mesh: figures[f"lies/{mesh}"].tolist() for mesh in ("one", *MESHES)}

@@ -9,7 +9,10 @@ import stored_run
 
 from infalign_jax import report
 
-pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium on this machine")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium on this machine"),
+]
 
 # Of every figure: its left and right edge, its height, and how many shapes it holds.
 FIGURES = """[...document.querySelectorAll('figure > svg')].map(svg => {

@@ -1,9 +1,9 @@
 """What lanes that refill save where lengths differ, and the chunked vocabulary of memory.
 
 Command:   python experiments/benchmarks/engine.py
-Cost:      to be measured
-Expected:  experiments/results/benchmarks/engine.md: more than 1.5 times the tokens a second of a
-           batch that waits for its longest response; a third of the memory of plain logits
+Cost:      6 minutes on two cores
+Expected:  experiments/results/benchmarks/engine.md: about twice the tokens a second of batches that
+           wait for their longest response; an update that hardly grows with the vocabulary
 
 Lengths follow a geometric law of mean 64, cut at 256: the model's last norm is 0, so every one of
 its 64 tokens, of which one ends a response, is as likely as any other. 64 prompts of 64 tokens, 8

@@ -119,7 +119,7 @@ def _rematerialised(config: TransformerConfig) -> type[Block]:
             policy = jax.checkpoint_policies.save_only_these_names(layers.PRODUCT)
         case "everything":
             policy = jax.checkpoint_policies.nothing_saveable
-    return nn.remat(Block, prevent_cse=False, policy=policy)
+    return nn.remat(Block, prevent_cse=config.unroll > 1, policy=policy)
 
 
 def _causal(mask: Array) -> Array:
