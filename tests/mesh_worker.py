@@ -91,7 +91,7 @@ def tokens(mesh: Any, law: SamplingConfig) -> tuple[jax.Array, int]:
     params = jax.device_put(REFERENCE, meshes.shardings(mesh, boxed()))
     operands = params, meshes.put_batch(PROMPTS, mesh), jax.random.key(3)
     program = sample.lower(*operands).compile()
-    return sample(*operands).responses.tokens, collectives_in_loops(program.as_text())
+    return program(*operands).responses.tokens, collectives_in_loops(program.as_text())
 
 
 def collectives_in_loops(text: str) -> int:

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import toy
 
 from infalign_jax import foresight, training
@@ -64,6 +65,7 @@ def test_the_law_is_held_by_the_exact_divergence() -> None:
     assert each.mean() > 0.1
 
 
+@pytest.mark.slow
 def test_each_prefix_guesses_from_what_it_has_seen() -> None:
     trunk, rows = toy.params(CONFIG), batch()
     head = jnp.asarray(np.random.default_rng(5).normal(size=(16, 2)), jnp.float32)

@@ -168,6 +168,7 @@ def test_worst_of_4_at_half_a_nat():
     assert abs(frontier.frontier_win_rate(worst_of_n(4), 0.5) - 0.948) < 6e-4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_the_frontier_is_the_optimum_where_there_is_one_and_concave_across_a_jump():
     best = frontier.optimal(best_of_n(4), 0.25)

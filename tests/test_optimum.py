@@ -129,6 +129,7 @@ def procedures(draw):
 
 @given(procedures(), st.booleans(), st.floats(-3, 3))
 # No shrinking: every example compiles a solver of its own.
+@pytest.mark.slow
 @settings(max_examples=3, deadline=None, derandomize=True, phases=[Phase.generate])
 def test_what_is_called_solved_is_solved_by_sums_of_another_kind(procedure, against, exponent):
     beta = 10.0**exponent

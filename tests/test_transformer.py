@@ -110,6 +110,7 @@ def test_either_default_precision_gives_float32(precision: jnp.dtype) -> None:
     np.testing.assert_allclose(values[:, 0], [-18.3728, -3.5887, -10.0332], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_rematerialising_saves_memory_and_changes_no_gradient() -> None:
     gradients, memory = [], []
     x, y = toy.prompts(), toy.responses(count=64)
