@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         options = _read(arguments)
-        {"run": _run, "report": _report}.get(options.command, _ask)(options)
+        {"run": _run, "report": _report, "bench": _bench}.get(options.command, _ask)(options)
     except (ValueError, OSError, FloatingPointError) as error:
         if "--traceback" in arguments:
             traceback.print_exc()
@@ -154,13 +154,26 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _ask(options: argparse.Namespace) -> None:
-    if options.command == "bench":  # which measures compilation too
-        from infalign_jax.runtime.allocator import keep_freed_memory
-
-        keep_freed_memory()
-    else:
-        _keep_compiled_programs()
+    _keep_compiled_programs()
     questions.answer(options)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    """Compiled programs are not kept: compilation is measured too."""
+    from infalign_jax.runtime.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    from infalign_jax.commands import bench, bench_text, printing
+    from infalign_jax.lm.sizes import SIZES
+
+    printing.check_targets(options.json)
+    earlier = None if options.compare is None else bench.earlier(options.compare)
+    usual = SIZES[options.preset].shape
+    given = {name: getattr(options, name) for name in usual._fields}
+    shape = usual._replace(**{name: n for name, n in given.items() if n is not None})
+    model = bench.fitted(options.preset, options.compute)
+    result = bench.run(model, shape, options.rounds)
+    printing.deliver(result, bench_text.text(result, earlier), options.json)
 
 
 def _keep_compiled_programs() -> None:

@@ -116,8 +116,7 @@ def check_memory(model: TransformerConfig, shape: Shape, devices: list[jax.Devic
 
 def _ceilings(model: TransformerConfig, shape: Shape, devices: int, rounds: int) -> dict[str, Any]:
     """What all devices together can do, measured on one."""
-    products = [*arithmetic.layer_products(model) * model.layers, (model.width, model.vocab_size)]
-    wanted = sorted({*products})
+    wanted = sorted({*arithmetic.layer_products(model), (model.width, model.vocab_size)})
     rows = {"prefill": shape.prompts * shape.prompt, "decode": shape.prompts * shape.responses}
     rows["training"] = shape.tokens
     found: dict[str, Any] = {"bytes_per_second": devices * measure.copy_rate(COPY, rounds)}

@@ -185,9 +185,6 @@ def answer(options: argparse.Namespace) -> None:
     from infalign_jax.commands import printing
 
     printing.check_targets(options.json, getattr(options, "plot", None))
-    if options.command == "bench":
-        _bench(options)
-        return
     # Sharp Φ at a large KL, and optima for a large N, need double precision.
     with jax.enable_x64(True):
         {"frontier": _frontier, "predict": _predict, "evaluate": _evaluate}[options.command](
@@ -237,16 +234,3 @@ def _evaluate(options: argparse.Namespace) -> None:
         files, options.procedure, reference_procedure=options.reference_procedure
     )
     printing.deliver(result, evaluate.text(result, files), options.json)
-
-
-def _bench(options: argparse.Namespace) -> None:
-    from infalign_jax.commands import bench, bench_text, printing
-    from infalign_jax.lm.sizes import SIZES
-
-    earlier = None if options.compare is None else bench.earlier(options.compare)
-    usual = SIZES[options.preset].shape
-    given = {name: getattr(options, name) for name in usual._fields}
-    shape = usual._replace(**{name: n for name, n in given.items() if n is not None})
-    model = bench.fitted(options.preset, options.compute)
-    result = bench.run(model, shape, options.rounds)
-    printing.deliver(result, bench_text.text(result, earlier), options.json)

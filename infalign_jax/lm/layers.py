@@ -119,10 +119,10 @@ class Stream(NamedTuple):
 
 @jax.custom_vjp
 def project(x: Array, weight: Array) -> Array:
-    """x[..., D] @ weight[D, ...], with the gradient of the weight taken as xᵀg.
+    """x[..., D] @ weight[D, ...], with the gradient of the weight as xᵀg or (gᵀx)ᵀ.
 
-    Left to itself, differentiation writes it as (gᵀx)ᵀ, and XLA on CPU computes all that made the
-    wide g again, column by column, to transpose it.
+    XLA on CPU transposes the first factor and computes all that made it again, column by column, to
+    do so: the first is the narrower of x and g.
 
     >>> x, weight = jnp.ones((3, 2)), jnp.eye(2)
     >>> jax.grad(lambda weight: project(x, weight).sum())(weight).tolist()
