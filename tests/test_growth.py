@@ -13,14 +13,12 @@ from sources import ROOT
 from infalign_jax.lm import arithmetic
 from infalign_jax.lm.arithmetic import Shape
 from infalign_jax.lm.sizes import SIZES
+from infalign_jax.lm.transformer import TransformerConfig
 
 sys.path.insert(0, str(ROOT / "experiments" / "benchmarks"))
 growth = importlib.import_module("growth")
 
 SIZES_OF_POINTS = (1, 4, 16, 64)
-# The sizes stand first; the changes make the model small enough to compile in a second.
-TINY = {"vocab_size": 8, "width": 4, "layers": 1, "heads": 1, "kv_heads": 1, "mlp_width": 4}
-TINY |= {"prompts": 1, "prompt": 2, "response": 2}
 
 
 def point(size: int, seconds: float, percent: float, memory: int = 2**21) -> dict[str, Any]:
@@ -39,14 +37,14 @@ def stored(**axes: list[dict[str, Any]]) -> dict[str, Any]:
 
 def test_an_exponent_is_the_power_of_the_size() -> None:
     assert growth.exponent([1, 2, 4, 8], [3 * n**1.5 for n in (1, 2, 4, 8)]) == pytest.approx(1.5)
-    # Least squares over the logarithms 0, 1, 2 of 0, 0, 3: 1.5, not the 1.5 + 1 of the last step.
-    assert growth.exponent([1, 2, 4], [1, 1, 8]) == pytest.approx(1.5)
+    # Least squares: the last over the first would be 1, the last step 3.
+    assert growth.exponent([1, 2, 4, 8], [1, 1, 1, 8]) == pytest.approx(0.9)
 
 
 def test_growth_compares_all_sizes_and_the_upper_half() -> None:
     told = [float(n) for n in SIZES_OF_POINTS]
     found = growth.growth(SIZES_OF_POINTS, [8.0, 8.0, 16.0, 128.0], told)
-    assert found["foretold"] == found["upper_foretold"] == pytest.approx(1)
+    assert (found["foretold"], found["upper_foretold"]) == pytest.approx((1, 1))
     assert found["measured"] == pytest.approx((3 * 4 + 1) / 20)
     assert found["upper_measured"] == pytest.approx(1.5)
     assert found["excess"] == pytest.approx(0.5)
@@ -124,26 +122,42 @@ def test_the_least_memory_grows_with_what_a_phase_holds() -> None:
         ratio = growth.least_memory(phase, model, many) / growth.least_memory(phase, model, shape)
         assert (ratio == 1) is (phase == "prefill"), phase
         assert ratio < 8
+    whole = growth.least_memory(growth.WHOLE, model, shape)
+    assert whole == growth.least_memory("update", model, shape)
     score, log_probs = (
         growth.least_memory(phase, model, shape) for phase in ("reward scoring", growth.LOG_PROBS)
     )
-    assert log_probs - score == 4 * 8 * 8 * 64 * 2048, "the logits, fewer than stand at once"
+    products, logits = (8 * 64 + 8 * 8 * 64) * 2 * 384, 8 * 8 * 64 * 2048
+    assert log_probs - score == 4 * (logits - products), "the logits are more than a product"
 
 
 def test_axes_are_measured_and_kept_one_by_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    tiny = [{"responses": n} | TINY for n in (1, 2)]
-    monkeypatch.setattr(growth, "AXES", {"K": growth.Axis("responses", tiny)})
-    monkeypatch.setattr(growth.bench, "COPY", 2**12)
-    options = Namespace(axes=["K", "P"], rounds=1, load_check=False, out=tmp_path)
+    waits, cores = [], iter([0.01, 0.03])
+
+    def run(model: TransformerConfig, shape: Shape, rounds: int) -> dict[str, Any]:
+        assert rounds == 7
+        row = {"seconds": 1e-3 * shape.responses, "percent": 50.0, "memory_bytes": 2**20}
+        cost = arithmetic.forward(model, shape)._asdict()
+        phases = dict.fromkeys(growth.PHASES, row | cost)
+        about = {"model": {}, "shape": {}, "ceilings": {}, "parameters": 10**6}
+        return about | {"phases": phases, "versions": {}}
+
+    monkeypatch.setattr(growth.bench, "run", run)
+    monkeypatch.setattr(growth.load, "wait_until_idle", lambda: waits.append(1))
+    monkeypatch.setattr(growth.load, "by_others", lambda *given: next(cores))
+    tiny = growth.Axis("responses", [{"responses": n} for n in (2, 4)])
+    monkeypatch.setattr(growth, "AXES", {"K": tiny})
+    options = Namespace(axes=["K", "P"], rounds=7, load_check=True, out=tmp_path)
     with pytest.raises(KeyError, match="P"):  # stopped before the second axis
         growth.measure_all(options)
+    assert len(waits) == 2
     found = json.loads((tmp_path / "growth.json").read_text(encoding="utf-8"))
-    points = found["axes"]["K"]["points"]
-    assert [p["size"] for p in points] == [1, 2]
-    assert all(p["phases"][phase]["seconds"] >= 0 for p in points for phase in growth.PHASES)
-    assert (tmp_path / "growth.md").read_text(encoding="utf-8") == growth.markdown(found)
-    assert (
-        growth.measure_all(Namespace(**vars(options) | {"axes": ["K"]})).count("\n| prefill") == 2
-    )
+    assert [p["size"] for p in found["axes"]["K"]["points"]] == [2, 4]
+    text = (tmp_path / "growth.md").read_text(encoding="utf-8")
+    assert text == growth.markdown(found)
+    assert "medians of 7 rounds; others used up to 0.03 cores" in text
+    unchecked = Namespace(**vars(options) | {"axes": ["K"], "load_check": False})
+    assert "LOAD NOT CHECKED" in growth.measure_all(unchecked)
+    assert len(waits) == 2

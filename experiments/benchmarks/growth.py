@@ -50,7 +50,10 @@ Answer = dict[str, Any]
 
 
 class Axis(NamedTuple):
-    """What grows, and each point's changes to the preset's model and batch, the size first."""
+    """What grows, and each point's changes to the preset's model and batch.
+
+    The size is the first of them, or where widths change the number of parameters.
+    """
 
     about: str
     points: Sequence[Mapping[str, int]]
@@ -127,24 +130,20 @@ def work(changes: Mapping[str, int]) -> tuple[TransformerConfig, Shape]:
 def least_memory(phase: str, model: TransformerConfig, shape: Shape) -> int:
     """Bytes that a phase cannot do without; no scores of attention, which need not stand whole.
 
-    A forward pass holds the parameters, one layer's widest activations, what it keeps of the
-    prompts or its logits, so many at once.
+    A forward pass holds the parameters, the hidden states, and one layer's widest product or, where
+    they are more, as many logits as stand at once; prefill also what it keeps of the prompts.
     """
     if phase == "decode":
         return arithmetic.sampling_memory(model, shape)
     if phase in ("update", WHOLE):
         return arithmetic.update_memory(model, shape)
     prompts, responses = shape.prompts * shape.prompt, shape.tokens * (phase != "prefill")
-    widest = model.width + max(outer for _, outer in arithmetic.layer_products(model))
-    numbers = (prompts + responses) * widest
+    rows, widest = prompts + responses, max(outer for _, outer in arithmetic.layer_products(model))
+    logits = (phase == LOG_PROBS) * min(model.logits_at_once, responses * model.vocab_size)
+    numbers = rows * model.width + max(rows * widest, logits)
     if phase == "prefill":
         numbers += prompts * 2 * model.layers * model.kv_heads * model.head_size
-    logits = (phase == LOG_PROBS) * min(model.logits_at_once, responses * model.vocab_size)
-    return (
-        4 * arithmetic.parameters(model)
-        + numbers * model.dtype.itemsize
-        + logits * model.wide.itemsize
-    )
+    return 4 * arithmetic.parameters(model) + numbers * model.dtype.itemsize
 
 
 def point(changes: Mapping[str, int], options: argparse.Namespace) -> Answer:
@@ -158,11 +157,13 @@ def point(changes: Mapping[str, int], options: argparse.Namespace) -> Answer:
     if options.load_check:
         all_of_it, ours = load.now()[0] - before, load.used() - own
         others = load.by_others(all_of_it, ours, time.monotonic() - begun)
-    for phase in PHASES:
-        found["phases"][phase]["least_memory"] = least_memory(phase, model, shape)
+    phases = {
+        phase: found["phases"][phase] | {"least_memory": least_memory(phase, model, shape)}
+        for phase in PHASES
+    }
     size = found["parameters"] if "width" in changes else next(iter(changes.values()))
-    kept = ("model", "parameters", "shape", "ceilings", "phases")
-    return {"size": size, "others": others} | {name: found[name] for name in kept}
+    kept = {name: found[name] for name in ("model", "parameters", "shape", "ceilings")}
+    return {"size": size, "others": others} | kept | {"phases": phases}
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
@@ -214,7 +215,7 @@ def table(letter: str, points: Sequence[Answer], name: str, found: Answer) -> li
     for phase in PHASES:
         rows = [p["phases"][phase] for p in points]
         cells = [quantity.cell(quantity.measured(row), quantity.foretold(row)) for row in rows]
-        cells += [f"{found[phase][column]:.2f}" for column in columns]
+        cells += [f"{round(found[phase][column], 2) + 0.0:.2f}" for column in columns]
         cells += [f"**{found[phase]['excess']:.2f}**" if too_fast(found[phase]) else ""]
         lines.append(f"| {' | '.join([phase, *cells])} |")
     return lines
