@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
 
 from infalign_jax import config as configs
 from infalign_jax import report
@@ -58,8 +57,11 @@ evaluate, report, got calibrat; did you mean calibrate?
         hint = f"did you mean {close[0]}?" if close else "name one of them"
         raise ValueError(f"expected a stage among {', '.join(STAGES)}, got {stage}; {hint}")
     until = STAGES.index(stage) if stage else len(STAGES) - 1
+    if experiment.mesh == meshes.MeshConfig():
+        meshes.cores_as_devices(_batch_sizes(experiment).values())
     mesh = meshes.make(experiment.mesh)
-    _check_mesh(experiment, mesh)
+    for name, size in _batch_sizes(experiment).items():  # before any work
+        meshes.check_batch(name, size, mesh)
     if until >= STAGES.index("align"):
         for policy in experiment.policies:  # a KL out of reach is to be heard of now, not then
             align.target(policy)
@@ -67,8 +69,8 @@ evaluate, report, got calibrat; did you mean calibrate?
         return _run(Run(experiment, out, mesh), until)
 
 
-def _check_mesh(experiment: Experiment, mesh: Mesh) -> None:
-    """Before any work: every batch divides among the devices."""
+def _batch_sizes(experiment: Experiment) -> dict[str, int]:
+    """What the devices must divide."""
     sizes = {
         "sft.batch_size": experiment.sft.batch_size,
         "reward.batch_size": experiment.reward.batch_size,
@@ -77,8 +79,7 @@ def _check_mesh(experiment: Experiment, mesh: Mesh) -> None:
     }
     if experiment.foresight.steps:
         sizes["foresight.batch_size"] = experiment.foresight.batch_size
-    for name, size in sizes.items():
-        meshes.check_batch(name, size, mesh)
+    return sizes
 
 
 def _run(run: Run, until: int) -> dict[str, Any]:

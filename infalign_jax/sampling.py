@@ -7,7 +7,8 @@ response holds up nothing but its own lane. A = B and L = K, the default, runs e
 side until the last response has ended, which is fastest where lengths are alike.
 
 The outer loop takes prompts in hand, which copies their keys and values; the inner one decodes
-token by token and writes only to the lanes' own caches (`lm/decoding.py` says how they lie).
+token by token and writes only to the lanes' own caches (`lm/decoding.py` says how they lie). Those
+begin small and grow twice, so that early tokens read no places that nothing stands in yet.
 Nothing is asked of the host. `programs.make_sample` gives each shard of the batch its own queue.
 
 Neither A and L, nor the batch that a prompt sits in, nor its place there, nor the mesh changes what
@@ -25,6 +26,8 @@ from infalign_jax.lm import decoding, layers, transformer
 from infalign_jax.lm.attention import KeyValues
 from infalign_jax.lm.decoding import Decoder, Places
 from infalign_jax.lm.transformer import Params, TransformerConfig
+
+SHORT_RING = 32  # places: a ring is not begun with fewer
 
 
 class _Batch(NamedTuple):
@@ -80,25 +83,49 @@ def sample(
     uniform = uniforms(key, prompts.index, responses, sampling.length)
     decoder = transformer.decoder(config, params)
     batch = _Batch(config, sampling, decoder, prompts, last, prefix, uniform)
-    total = prompts.tokens.shape[0]
+    lanes = _start(batch)
+    for places in ring_sizes(sampling.length):
+        lanes = _decode_until_full(batch, lanes, places)
+    mask = jnp.arange(sampling.length, dtype=jnp.int32)[None, None] < lanes.lengths[..., None]
+    return Rollouts(prompts, Responses(lanes.tokens, mask), lanes.log_probs)
+
+
+def ring_sizes(length: int) -> tuple[int, ...]:
+    """The places of a lane's ring, one size after the other, for responses of `length` tokens.
+
+    Each size is a compilation of its own; a short ring is not worth one.
+
+    >>> ring_sizes(256), ring_sizes(16)
+    ((64, 128, 256), (16,))
+    """
+    if length < 4 * SHORT_RING:
+        return (length,)
+    return (length // 4, length // 2, length)
+
+
+def _decode_until_full(batch: _Batch, lanes: _Lanes, places: int) -> _Lanes:
+    """Decodes with rings of so many places until they are full, or to the end with T of them."""
+    total, responses, length = batch.uniform.shape
 
     def busy(lanes: _Lanes) -> Array:
         return (lanes.response < responses).any()
 
+    def fits(lanes: _Lanes) -> Array:
+        return (lanes.step < places) | (places == length)
+
     def nobody_waits(lanes: _Lanes) -> Array:
         done = (lanes.response == responses).all(axis=1)
-        return busy(lanes) & ~(done.any() & (lanes.waiting < total))
+        return busy(lanes) & fits(lanes) & ~(done.any() & (lanes.waiting < total))
 
     def round_of(lanes: _Lanes) -> _Lanes:
         lanes, own = _take(batch, lanes)
         return jax.lax.while_loop(nobody_waits, lambda lanes: _decode(own, lanes), lanes)
 
     def goes_on(lanes: _Lanes) -> Array:
-        return busy(lanes) | (lanes.waiting < total)
+        return fits(lanes) & (busy(lanes) | (lanes.waiting < total))
 
-    end = jax.lax.while_loop(goes_on, round_of, _start(batch))
-    mask = jnp.arange(sampling.length, dtype=jnp.int32)[None, None] < end.lengths[..., None]
-    return Rollouts(prompts, Responses(end.tokens, mask), end.log_probs)
+    grown = lanes._replace(cache=decoding.grown(lanes.cache, places))
+    return jax.lax.while_loop(goes_on, round_of, grown)
 
 
 def _start(batch: _Batch) -> _Lanes:
@@ -113,7 +140,7 @@ def _start(batch: _Batch) -> _Lanes:
         response=jnp.full((in_hand, lanes), k, jnp.int32),
         age=jnp.zeros((in_hand, lanes), jnp.int32),
         hidden=jnp.zeros((in_hand, lanes, config.width), config.dtype),
-        cache=decoding.empty_cache(config, in_hand, lanes, t),
+        cache=decoding.empty_cache(config, in_hand, lanes, ring_sizes(t)[0]),
         tokens=jnp.zeros((b, k, t), jnp.int32),
         lengths=jnp.zeros((b, k), jnp.int32),
         log_probs=jnp.zeros((b, k), config.wide),
@@ -153,14 +180,15 @@ def _decode(own: _Batch, lanes: _Lanes) -> _Lanes:
     uniform = own.uniform[rows, jnp.minimum(lanes.response, k - 1), lanes.age]
     token, log_prob = draw(truncate(logits, own.law), uniform)
 
-    place = (lanes.step % t)[None, None, None]
-    since = (place - jnp.arange(t, dtype=jnp.int32)[None, None]) % t
+    ring = lanes.cache[0].keys.shape[-1]
+    write = lanes.step % ring
+    since = (write - jnp.arange(ring, dtype=jnp.int32))[None, None] % ring
     positions = transformer.lengths(own.prompts)[:, None] + lanes.age
     places = Places(
         turns=layers.turns(config, positions),
         own_mask=since <= lanes.age[..., None],
         prefix_mask=own.prompts.mask,
-        write=lanes.step % t,
+        write=write,
     )
     hidden, cache = decoding.advance(config, own.decoder, own.prefix, lanes.cache, token, places)
 

@@ -33,6 +33,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Figures:
         return dict(found)
 
 
+CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 MESHES = ("data", "fsdp", "data×tensor")
 
 
@@ -133,3 +134,25 @@ def test_host_rows_are_laid_over_the_batch_axes() -> None:
     assert tuple(laid.sharding.spec) == (("data", "fsdp"),)
     assert laid.tolist() == [[0, 1], [2, 3], [4, 5]]
     assert isinstance(laid, jnp.ndarray)
+
+
+@pytest.mark.parametrize(
+    ("batches", "flags", "expected"),
+    [
+        ("16, 24", "", max(n for n in (1, 2, 4, 8) if n <= CORES)),
+        ("16, 9", "", 1),
+        ("16, 24", "--xla_force_host_platform_device_count=3", 3),
+    ],
+)
+def test_cores_become_devices_that_divide_every_batch(
+    batches: str, flags: str, expected: int
+) -> None:
+    code = (
+        "import jax\nfrom infalign_jax.runtime import mesh\n"
+        f"mesh.cores_as_devices([{batches}])\nprint(jax.device_count())"
+    )
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True
+    )
+    assert int(done.stdout) == expected

@@ -64,6 +64,34 @@ def test_what_is_decoded_side_by_side_changes_no_token(order: tuple[int, int]) -
     np.testing.assert_allclose(found.log_probs, together.log_probs, atol=1e-9)
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("order", [(0, 0), (1, 2), (2, 3)])
+def test_rings_that_grow_change_no_token(
+    monkeypatch: pytest.MonkeyPatch, order: tuple[int, int]
+) -> None:
+    """Before, while and after they grow, and where lanes go around the full ring."""
+    config, key, sizes = toy.config(compute="float64"), jax.random.key(0), []
+    params, x = toy.params(config), toy.prompts((6, 1, 4, 2, 3))
+    law = SamplingConfig(length=8, end=5, in_hand=order[0], lanes=order[1])
+    whole = sampler(config, law, 4)(params, x, key)
+    lengths = np.unique(whole.responses.mask.sum(axis=-1))
+    assert len(lengths) > 3
+    assert lengths.max() == 8
+    advance = decoding.advance
+
+    def watched(*operands: Any) -> Any:
+        sizes.append(operands[3][0].values.shape[3])
+        return advance(*operands)
+
+    monkeypatch.setattr(decoding, "advance", watched)
+    monkeypatch.setattr(sampling, "SHORT_RING", 2)
+    grown = sampler(config, law, 4)(params, x, key)
+    assert set(sizes) == {2, 4, 8}
+    np.testing.assert_array_equal(grown.responses.tokens, whole.responses.tokens)
+    np.testing.assert_array_equal(grown.responses.mask, whole.responses.mask)
+    np.testing.assert_allclose(grown.log_probs, whole.log_probs, atol=1e-9)
+
+
 def steps(
     monkeypatch: pytest.MonkeyPatch, law: SamplingConfig, batch: int, count: int
 ) -> tuple[int, np.ndarray]:

@@ -63,7 +63,7 @@ def run(model: TransformerConfig, shape: Shape, rounds: int = 5) -> dict[str, An
     devices, mesh = jax.devices(), meshes.make(meshes.MeshConfig())
     meshes.check_batch("--prompts", shape.prompts, mesh)
     check_memory(model, shape, devices)
-    ceilings = _ceilings(model, shape, len(devices), rounds)
+    ceilings = _ceilings(model, shape, _machines(devices), rounds)
     phases = bench_phases.compiled(model, shape, mesh)
     times = {name: measure.timed(phase.call, rounds) for name, phase in phases.items()}
     times["decode"] = _less(times.pop("sample"), times["prefill"])
@@ -103,7 +103,7 @@ def check_memory(model: TransformerConfig, shape: Shape, devices: list[jax.Devic
 
     >>> check_memory(TransformerConfig(), Shape(1, 1, 1, 1), jax.devices())
     """
-    part = shape._replace(prompts=-(-shape.prompts // len(devices)))
+    part = shape._replace(prompts=-(-shape.prompts // _machines(devices)))
     needed = max(f(model, part) for f in (arithmetic.sampling_memory, arithmetic.update_memory))
     limit = measure.memory_limit(devices[0])
     if limit is not None and needed > limit:
@@ -112,6 +112,11 @@ def check_memory(model: TransformerConfig, shape: Shape, devices: list[jax.Devic
             f"{needed / 2**30:.0f} GiB of parameters, caches and activations; lower --prompts, "
             "--responses, --response or the preset"
         )
+
+
+def _machines(devices: list[jax.Device]) -> int:
+    """How many times the memory and the speed of one device there are: a CPU's share one's."""
+    return 1 if devices[0].platform == "cpu" else len(devices)
 
 
 def _ceilings(model: TransformerConfig, shape: Shape, devices: int, rounds: int) -> dict[str, Any]:

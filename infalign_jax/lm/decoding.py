@@ -1,9 +1,10 @@
 """One token more for every response: the layers again, reading caches in place of what was seen.
 
 Lanes decode responses side by side: [B, K] of them, K lanes to each prompt in hand, which read that
-prompt's keys and values once. A lane's own keys and values stand in a ring of T places, which all
+prompt's keys and values once. A lane's own keys and values stand in a ring of places, which all
 lanes write at the same place, however long their responses are by now: a response has at most T
-tokens, so no place is wanted twice, and writing needs no scatter. Keys keep their positions'
+tokens, so of T places none is wanted twice, and writing needs no scatter; with fewer a ring must
+grow before it is full. Keys keep their positions'
 rotation, so the order of places means nothing.
 
 On CPU two things count: a cache is an array of its own for each layer (a stack of layers would be
@@ -52,6 +53,23 @@ def empty_cache(
     keys = jnp.zeros((*front, config.head_size, length), config.dtype)
     values = jnp.zeros((*front, length, config.head_size), config.dtype)
     return tuple(KeyValues(keys, values) for _ in range(config.layers))
+
+
+def grown(cache: tuple[KeyValues, ...], length: int) -> tuple[KeyValues, ...]:
+    """The rings with `length` places, of which the first hold what they held.
+
+    A ring may grow only before it is written for the second time around.
+
+    >>> grown(empty_cache(TransformerConfig(), 2, 3, 5), 9)[0].values.shape
+    (2, 2, 3, 9, 16)
+    """
+
+    def longer(x: Array, axis: int) -> Array:
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (0, length - x.shape[axis])
+        return jnp.pad(x, padding)
+
+    return tuple(KeyValues(longer(ring.keys, 4), longer(ring.values, 3)) for ring in cache)
 
 
 def advance(

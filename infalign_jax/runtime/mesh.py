@@ -4,6 +4,11 @@ Batches are divided over the axes `data` and `fsdp`; parameters and optimiser st
 (their width) and `tensor` (heads, MLP, vocabulary), by the logical names they carry.
 """
 
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +16,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+MOST_CORES = 8  # that become devices: each holds the parameters
 AXES = ("data", "fsdp", "tensor")
 RULES = (
     ("vocab", "tensor"),
@@ -59,6 +65,28 @@ def make(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
             f"data={data}, fsdp={config.fsdp}, tensor={config.tensor}; set mesh.* to divisors"
         )
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def cores_as_devices(batches: Iterable[int]) -> None:
+    """On CPU, makes each core a device of its own, as many as divide all `batches`.
+
+    Two devices on two cores sample up to one and a half times as fast as one device that divides
+    every operation among its threads. To be called before JAX looks for devices: afterwards, and
+    where XLA_FLAGS or `jax_num_cpu_devices` say how many there are, nothing changes. Accelerators
+    stay as they are.
+
+    >>> before = jax.device_count()
+    >>> cores_as_devices([16, 24])
+    >>> jax.device_count() == before
+    True
+    """
+    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not told and jax.config.jax_num_cpu_devices < 0:
+        common = math.gcd(*batches)
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        most = max(n for n in range(1, min(cores, MOST_CORES) + 1) if common % n == 0)
+        with contextlib.suppress(RuntimeError):  # devices have been looked for
+            jax.config.update("jax_num_cpu_devices", most)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -3,8 +3,9 @@
 Run by `peers.py`. A step is prompts -> rollouts -> rewards -> ranks among 128 reference rewards of
 the prompt -> Φ -> update, with log π_ref of every response. The reference rewards are made once,
 before training, so here they are read from a table, as in a run. The end token lies outside the
-vocabulary. Its settings are fields of `TransformerConfig`; layers are unrolled by default, since on
-a CPU the body of a scan does without threads.
+vocabulary. Every core is a device of XLA's, as in `infalign run`. Its settings are fields of
+`TransformerConfig`; layers are unrolled by default, since on a CPU the body of a scan does without
+threads.
 """
 
 import os
@@ -46,9 +47,19 @@ def model_config(work: Work) -> TransformerConfig:
     )  # fmt: skip
 
 
-def initial(config: TransformerConfig, seed: int) -> Any:
-    """Parameters, boxed with their logical axes."""
-    return jax.jit(partial(transformer.initial_params, config))(jax.random.key(seed))
+def initial(config: TransformerConfig, seed: int, mesh: jax.sharding.Mesh) -> Any:
+    """Parameters, laid over the mesh."""
+    layout = meshes.shardings(mesh, programs.boxed_params(config))
+
+    def drawn(key: Array) -> Any:
+        return nn.unbox(transformer.initial_params(config, key))
+
+    return jax.jit(drawn, out_shardings=layout)(jax.random.key(seed))
+
+
+def make_mesh(work: Work) -> jax.sharding.Mesh:
+    meshes.cores_as_devices([work.prompts])
+    return meshes.make(meshes.MeshConfig())
 
 
 def prompts_of(work: Work, step: int, mesh: jax.sharding.Mesh) -> Prompts:
@@ -67,19 +78,20 @@ def make_score(work: Work, config: TransformerConfig, mesh: jax.sharding.Mesh) -
             return np.asarray(shares, np.float32).reshape(rows.shape[:2])
 
         return cheap
-    params = nn.unbox(rewards.with_head(config, initial(config, 1)))
-    params["head"] = jax.random.normal(jax.random.key(2), params["head"].shape)
+    params = nn.unbox(rewards.with_head(config, initial(config, 1, mesh)))
+    head = jax.random.normal(jax.random.key(2), params["head"].shape)
+    params["head"] = jax.device_put(head, meshes.replicated(mesh))
     return partial(programs.make_rewards(mesh, config), params)
 
 
 def steps(work: Work) -> tuple[list[float], int]:
     """When each step has ended, with the beginning before them, and the number of parameters."""
-    mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
-    config, boxed = model_config(work), initial(model_config(work), 0)
+    mesh, config = make_mesh(work), model_config(work)
+    boxed, reference = programs.boxed_params(config), initial(config, 0, mesh)
     law = SamplingConfig(length=work.response, end=work.vocab)
     sample = programs.make_sample(mesh, config, law, work.responses)
     log_probs = programs.make_log_probs(mesh, config)
-    score, reference = make_score(work, config, mesh), nn.unbox(boxed)
+    score = make_score(work, config, mesh)
     adam = training.optimiser(training.OptimiserConfig(), work.warm_up + work.updates)
     log_z = float(frontier.log_partition(PHI, work.beta))
     loss = learner.policy_gradient(
@@ -114,11 +126,10 @@ def steps(work: Work) -> tuple[list[float], int]:
 
 def calls(work: Work) -> tuple[list[float], int]:
     """When each call of the sampler has ended, with the beginning, and the number of parameters."""
-    mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
-    config = model_config(work)
+    mesh, config = make_mesh(work), model_config(work)
     law = SamplingConfig(length=work.response, end=work.vocab)
     sample = programs.make_sample(mesh, config, law, work.responses)
-    params = nn.unbox(initial(config, 0))
+    params = initial(config, 0, mesh)
     times, masks = [time.perf_counter()], []
     for step in range(work.warm_up + work.updates):
         prompts = prompts_of(work, step, mesh)
@@ -139,7 +150,7 @@ def main() -> None:
     report(
         work, times,
         parameters, {"infalign_jax": infalign_jax.__version__, "jax": jax.__version__},
-        f"float32, XLA's default threads, {what}; {chosen}",
+        f"float32, {jax.device_count()} devices of XLA on as many cores, {what}; {chosen}",
     )  # fmt: skip
 
 
