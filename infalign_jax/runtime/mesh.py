@@ -81,7 +81,7 @@ def cores_as_devices(batches: Iterable[int]) -> None:
     True
     """
     told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not told and jax.config.jax_num_cpu_devices < 0:
+    if not told and jax.config.values["jax_num_cpu_devices"] < 0:
         common = math.gcd(*batches)
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         most = max(n for n in range(1, min(cores, MOST_CORES) + 1) if common % n == 0)
