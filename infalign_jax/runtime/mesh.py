@@ -4,12 +4,17 @@ Batches are divided over the axes `data` and `fsdp`; parameters and optimiser st
 (their width) and `tensor` (heads, MLP, vocabulary), by the logical names they carry.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import flax.linen as nn
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+Operands = ParamSpec("Operands")
+Result = TypeVar("Result")
 
 AXES = ("data", "fsdp", "tensor")
 RULES = (
@@ -68,6 +73,25 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     (('data', 'fsdp'),)
     """
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def within(mesh: Mesh, function: Callable[Operands, Result]) -> Callable[Operands, Result]:
+    """The function, traced with the mesh in sight for what divides itself (`lm/kernels.py`).
+
+    >>> mesh = make(MeshConfig(), jax.devices()[:1])
+    >>> @jax.jit
+    ... def parts(x):
+    ...     return within(mesh, lambda x: x / jax.sharding.get_abstract_mesh().size)(x)
+    >>> float(parts(8.0))
+    8.0
+    """
+
+    @wraps(function)
+    def traced(*args: Operands.args, **kwargs: Operands.kwargs) -> Result:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args, **kwargs)
+
+    return traced
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
