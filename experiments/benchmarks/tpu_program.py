@@ -14,6 +14,7 @@ import argparse
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -39,14 +40,21 @@ from infalign_jax.runtime.mesh import MeshConfig
 
 MESHES = {
     "one chip": MeshConfig(),
-    "data 8": MeshConfig(data=8),
-    "fsdp 8": MeshConfig(data=1, fsdp=8),
     "data 2, fsdp 4": MeshConfig(data=2, fsdp=4),
     "data 4, tensor 2": MeshConfig(data=4, tensor=2),
+    "data 8": MeshConfig(data=8),
 }
-COLLECTIVE = r"= .*? (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
-HEADER = ["program", "mesh", "fused attention", "collectives in loops", "collectives outside"]
-HEADER += ["largest float32 [·, V], MiB", "[tokens, V], MiB", "memory, GiB", "compile, s"]
+COLLECTIVE = re.compile(
+    r"= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+    r".*? channel_id=(\d+)"
+)
+FUSED = re.compile(r"%splash_mha_(fwd|dq|dkv)[\w.]* = .* custom-call\(")
+SIZE = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1}
+ARRAY = re.compile(rf"\b({'|'.join(SIZE)})\[([\d,]*)\]")
+FULL = "RESOURCE_EXHAUSTED"
+HEADER = ["program", "mesh", "fused attention", "collectives between tokens or layers"]
+HEADER += ["largest of them, MiB", "other collectives", "largest float32 with V, MiB"]
+HEADER += ["[tokens, V] would be", "memory a chip, GiB", "compiled in, s"]
 
 
 def compiled(size: Size, mesh: Mesh) -> dict[str, Callable[[], Any]]:
@@ -96,26 +104,50 @@ def looped(computations: dict[str, str]) -> set[str]:
     return names
 
 
-def row(phase: str, name: str, mesh: Mesh, size: Size, lower: Callable[[], Any]) -> list[str]:
-    """What a profile of one program would show, without running it."""
-    begun = time.perf_counter()
-    program = lower().compile()
-    seconds, text = time.perf_counter() - begun, program.as_text()
+def collectives(bodies: list[str]) -> list[int]:
+    """The size in bytes of each collective's result, counted once where XLA writes it twice."""
+    found = {number: kinds for body in bodies for kinds, number in COLLECTIVE.findall(body)}
+    return [max(map(size_of, ARRAY.findall(kinds)), default=0) for kinds in found.values()]
+
+
+def size_of(array: tuple[str, str]) -> int:
+    kind, sizes = array
+    return SIZE[kind] * prod(map(int, filter(None, sizes.split(","))))
+
+
+def figures(text: str, mesh: Mesh, size: Size) -> list[Any]:
+    """What a profile of a compiled program would show of kernels, collectives and logits."""
     computations = parts(text)
     inside = looped(computations)
-    counts = [0, 0]
-    for part, body in computations.items():
-        counts[part not in inside] += len(re.findall(COLLECTIVE, body))
-    fused = re.findall(r'custom_call_target="tpu_custom_call".*?(splash_\w+?)(?:_segmented)?_(?:no_)?residuals', text)
-    words = size.model.vocab_size // mesh.shape["tensor"]
+    repeated = collectives([body for name, body in computations.items() if name in inside])
+    once = collectives([body for name, body in computations.items() if name not in inside])
+    vocabulary = size.model.vocab_size
+    words = {vocabulary, vocabulary // mesh.shape["tensor"]}
+    named = set(map(str, words))
     tokens = size.shape.tokens // (mesh.shape["data"] * mesh.shape["fsdp"])
-    shapes = {tuple(map(int, found.split(","))) for found in re.findall(r"f32\[([\d,]+)\]", text)}
-    largest = max((prod(s) for s in shapes if words in s or size.model.vocab_size in s), default=0)
-    used = program.memory_analysis()
-    memory = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
-    memory -= used.alias_size_in_bytes
-    figures = [len(fused), *counts, f"{largest / 2**18:,.0f}", f"{tokens * words / 2**18:,.0f}"]
-    return [phase, name, *map(str, figures), f"{memory / 2**30:.2f}", f"{seconds:.0f}"]
+    wide = (found for found in ARRAY.findall(text) if found[0] == "f32")
+    logits = [size_of(found) for found in wide if named & set(found[1].split(","))]
+    kinds = Counter(FUSED.findall(text))
+    return [
+        ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none",
+        len(repeated), f"{max(repeated, default=0) / 2**20:,.1f}", len(once),
+        f"{max(logits, default=0) / 2**20:,.0f}", f"{tokens * min(words) / 2**18:,.0f}",
+    ]  # fmt: skip
+
+
+def row(lower: Callable[[], Any], mesh: Mesh, size: Size) -> list[Any]:
+    """The figures of one program with its memory and what compiling it took."""
+    begun = time.perf_counter()
+    try:
+        program = lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if FULL not in str(error):
+            raise
+        return ["", "", "", "", "", "", "does not fit", f"{time.perf_counter() - begun:.0f}"]
+    seconds, used = time.perf_counter() - begun, program.memory_analysis()
+    memory = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
+    memory = f"{(memory + used.temp_size_in_bytes) / 2**30:.2f}"
+    return [*figures(program.as_text(), mesh, size), memory, f"{seconds:.0f}"]
 
 
 def main() -> None:
@@ -123,19 +155,21 @@ def main() -> None:
     parser.add_argument("--preset", choices=SIZES, default="125m")
     parser.add_argument("--mesh", choices=MESHES, nargs="*", default=list(MESHES))
     parser.add_argument("--attention", choices=["plain", "splash"], default="splash")
+    parser.add_argument("--rematerialise", choices=["nothing", "cheap"], default="cheap")
     chosen = parser.parse_args()
-    size = SIZES[chosen.preset]
-    model = replace(size.model, compute="bfloat16", attention=chosen.attention)
-    size = size._replace(model=model)
+    size, own = SIZES[chosen.preset], vars(chosen)
+    own = {name: own[name] for name in ("attention", "rematerialise")}
+    size = size._replace(model=replace(size.model, compute="bfloat16", **own))
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "libtpu"))
-    print(f"{chosen.preset}, {size.shape}, {topology.devices[0].device_kind}, {versions}\n")
+    print(f"{chosen.preset}, {own}, {size.shape}, {topology.devices[0].device_kind}, {versions}\n")
     print(f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|", sep="\n")
     for name in chosen.mesh:
         devices = topology.devices[:1] if name == "one chip" else topology.devices
         mesh = meshes.make(MESHES[name], list(devices))
         for phase, lower in compiled(size, mesh).items():
-            print(f"| {' | '.join(row(phase, name, mesh, size, lower))} |", flush=True)
+            cells = map(str, [phase, name, *row(lower, mesh, size)])
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

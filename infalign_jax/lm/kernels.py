@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as pallas
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from infalign_jax.batches import Array
 from infalign_jax.lm.attention import KeyValues
+from infalign_jax.runtime import mesh as meshes
 
-BATCH = ("data", "fsdp")
 LANES, LARGEST = 128, 512  # keys of a block: the fewest that splash attention takes, and the most
 
 
@@ -64,22 +64,13 @@ def splash(
 
 
 def _on_shards(kernel: Callable[..., Array], q: Array, own: KeyValues, *others: Any) -> Array:
-    """The kernel on what each device of the mesh that is traced for holds, where there is one.
-
-    What an axis of the mesh does not divide is computed whole by all of its devices.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if AxisType.Auto not in mesh.axis_types:
-        return kernel(q, own, *others)
-    parts = mesh.shape[BATCH[0]] * mesh.shape[BATCH[1]]
-    batch = BATCH if len(q) % parts == 0 else None
-    heads = "tensor" if q.shape[1] % mesh.shape["tensor"] == 0 else None
+    """The kernel on what each device holds of the batch, and of the heads where they divide."""
     own_mask, prefix, prefix_mask = others
     own_mask = jnp.broadcast_to(own_mask, (len(q), *own_mask.shape[1:]))
-    both, rows = PartitionSpec(batch, heads), PartitionSpec(batch)
-    divided = jax.shard_map(
-        kernel, in_specs=(both, both, rows, both, rows), out_specs=both, check_vma=False
-    )
+    tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    rows = meshes.rows(len(q))
+    both = PartitionSpec(*rows, None if q.shape[1] % tensor else "tensor")
+    divided = meshes.by_shards(kernel, (both, both, rows, both, rows), both)
     return divided(q, own, own_mask, prefix, prefix_mask)
 
 

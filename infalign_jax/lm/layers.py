@@ -39,7 +39,7 @@ class TransformerConfig:
     attention: Literal["plain", "cudnn", "splash"] = "plain"  # in passes over whole sequences
     rematerialise: Literal["nothing", "cheap", "everything"] = "nothing"  # in backward passes
     unroll: int = 1  # layers compiled in one piece: on CPU a scan's body does without threads
-    logits_at_once: int = 2**24  # the most that stand in memory when the vocabulary is summed over
+    logits_at_once: int = 2**24  # of a device, when the vocabulary is summed over
 
     def __post_init__(self) -> None:
         least = min(self.vocab_size, self.width, self.layers, self.kv_heads, self.mlp_width)

@@ -7,6 +7,7 @@ Batches are divided over the axes `data` and `fsdp`; parameters and optimiser st
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from math import prod
 from typing import Any, ParamSpec, TypeVar
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ Operands = ParamSpec("Operands")
 Result = TypeVar("Result")
 
 AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # which divide batches
 RULES = (
     ("vocab", "tensor"),
     ("width", "fsdp"),
@@ -72,11 +74,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     >>> tuple(batch_sharding(make(MeshConfig(), jax.devices()[:1])).spec)
     (('data', 'fsdp'),)
     """
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def within(mesh: Mesh, function: Callable[Operands, Result]) -> Callable[Operands, Result]:
-    """The function, traced with the mesh in sight for what divides itself (`lm/kernels.py`).
+    """The function, traced with the mesh in sight for what is done `by_shards`.
 
     >>> mesh = make(MeshConfig(), jax.devices()[:1])
     >>> @jax.jit
@@ -92,6 +94,37 @@ def within(mesh: Mesh, function: Callable[Operands, Result]) -> Callable[Operand
             return function(*args, **kwargs)
 
     return traced
+
+
+def rows(size: int) -> PartitionSpec:
+    """A batch's first axis over `data` and `fsdp`, where the mesh in sight divides its size.
+
+    >>> tuple(rows(3))  # there is none in sight
+    (('data', 'fsdp'),)
+    """
+    shape = jax.sharding.get_abstract_mesh().shape
+    parts = prod(shape.get(axis, 1) for axis in BATCH)
+    return PartitionSpec(None if size % parts else BATCH)
+
+
+def by_shards(
+    function: Callable[..., Result], operands: Any, result: Any, axes: tuple[str, ...] = AXES
+) -> Callable[..., Result]:
+    """The function, called by every device on what it holds of the operands.
+
+    They and the result are divided as said, over `axes`; what other axes divide is left to XLA.
+    Without a mesh in sight (`within`), or when called by such a function, it stays as it is.
+
+    >>> by_shards(abs, rows(2), rows(2))(-2)
+    2
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if AxisType.Auto not in mesh.axis_types or AxisType.Manual in mesh.axis_types:
+        return function
+    divided: Callable[..., Result] = jax.shard_map(
+        function, in_specs=operands, out_specs=result, axis_names=set(axes), check_vma=False
+    )
+    return divided
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
