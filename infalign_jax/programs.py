@@ -61,6 +61,7 @@ def make_sample(
             out_specs=batch.spec, check_vma=False,
         )  # fmt: skip
     layout = meshes.shardings(mesh, boxed_params(config))
+    sample = meshes.within(mesh, sample)
     return jax.jit(sample, in_shardings=(layout, batch, whole), out_shardings=batch)
 
 
@@ -101,4 +102,5 @@ def make_log_probs(mesh: Mesh, config: TransformerConfig) -> Score:
 
 def _batched(mesh: Mesh, function: Score, layout: Any) -> Score:
     batch = meshes.batch_sharding(mesh)
+    function = meshes.within(mesh, function)
     return jax.jit(function, in_shardings=(layout, batch, batch), out_shardings=batch)

@@ -20,7 +20,7 @@ import toy
 from infalign_jax import foresight, learner, programs, reward, training
 from infalign_jax.batches import Preferences, Rollouts
 from infalign_jax.drawing import SamplingConfig
-from infalign_jax.lm import transformer
+from infalign_jax.lm import transformer, vocabulary
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.mesh import MeshConfig
 from infalign_jax.stages.language import sft_loss
@@ -94,6 +94,22 @@ def tokens(mesh: Any, law: SamplingConfig) -> tuple[jax.Array, int]:
     return program(*operands).responses.tokens, collectives_in_loops(program.as_text())
 
 
+def chunks(mesh: Any) -> int:
+    """Collectives in the loops over chunks of the vocabulary's logits, forward and backward."""
+    some, batch = jax.ShapeDtypeStruct, meshes.batch_sharding(mesh)
+
+    def total(hidden: Any, table: Any, own: Any) -> jax.Array:
+        return vocabulary.log_probs(hidden, table, own, jnp.dtype("float32"), 24).sum()
+
+    layout = batch, meshes.shardings(mesh, boxed()["embedding"]), batch
+    program = meshes.within(mesh, jax.grad(total, argnums=(0, 1)))
+    program = jax.jit(program, in_shardings=layout, out_shardings=layout[:2])
+    hidden, own = some((8, 4, 5, 16), jnp.float32), some((8, 4, 5), jnp.int32)
+    text = program.lower(hidden, some((12, 16), jnp.float32), own).compile().as_text()
+    assert " while(" in text
+    return collectives_in_loops(text)
+
+
 def collectives_in_loops(text: str) -> int:
     """Collectives in computations that are the body or the condition of a while."""
     looped = set(re.findall(r"(?:body|condition)=%([\w.\-]+)", text))
@@ -119,6 +135,7 @@ def found() -> Iterator[tuple[str, Any]]:
             drawn, collectives = tokens(mesh, law)
         yield f"tokens/{name}", drawn
         yield f"collectives/{name}", collectives
+        yield f"chunks/{name}", chunks(mesh)
 
 
 if __name__ == "__main__":

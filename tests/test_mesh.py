@@ -61,6 +61,12 @@ def test_between_tokens_only_tensor_parallel_devices_speak(figures: Figures) -> 
     assert found["data"] == found["fsdp"] == 0 < found["data×tensor"]
 
 
+def test_no_logits_are_sent_around(figures: Figures) -> None:
+    """Each shard has its own chunks of them: only their sums cross a tensor axis."""
+    found = {mesh: int(figures[f"chunks/{mesh}"]) for mesh in MESHES}
+    assert found["data"] == found["fsdp"] == 0 < found["data×tensor"]
+
+
 def test_parameters_are_divided_as_the_mesh_says(figures: Figures) -> None:
     """The query weights [layers, width, heads·d]: width over fsdp, heads over tensor."""
     lies = {mesh: figures[f"lies/{mesh}"].tolist() for mesh in ("one", *MESHES)}

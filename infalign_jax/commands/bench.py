@@ -40,14 +40,21 @@ COPY = 2**28  # bytes
 
 
 def fitted(preset: str, compute: str | None = None) -> TransformerConfig:
-    """A preset's model as this device runs it best; on CPU float32 and without a loop over layers.
+    """A preset's model as this device runs it best.
+
+    On CPU in float32 and without a loop over layers; elsewhere in bfloat16, with the kernel for
+    attention that there is for the device.
 
     >>> fitted("1m", "float32").width
     128
     """
-    model, cpu = SIZES[preset].model, jax.devices()[0].platform == "cpu"
-    kind: Any = compute or ("float32" if cpu else "bfloat16")
-    return replace(model, compute=kind, unroll=model.layers if cpu else 1)
+    model, platform = SIZES[preset].model, jax.devices()[0].platform
+    kind: Any = compute or ("float32" if platform == "cpu" else "bfloat16")
+    kernel: Any = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "plain")
+    if kernel == "cudnn" and kind != "bfloat16":
+        kernel = "plain"
+    unroll = model.layers if platform == "cpu" else 1
+    return replace(model, compute=kind, attention=kernel, unroll=unroll)
 
 
 def run(model: TransformerConfig, shape: Shape, rounds: int = 5) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def compiled(model: TransformerConfig, shape: Shape, mesh: Mesh) -> dict[str, Ph
     batch = meshes.batch_sharding(mesh)
     layout = meshes.shardings(mesh, programs.boxed_params(model))
     law = SamplingConfig(length=shape.response, end=model.vocab_size)  # which no draw reaches
-    prefill = jax.jit(partial(transformer.prefill, model), in_shardings=(layout, batch))
+    prefill = meshes.within(mesh, partial(transformer.prefill, model))
+    prefill = jax.jit(prefill, in_shardings=(layout, batch))
     sample = programs.make_sample(mesh, model, law, shape.responses)
     found = {
         "prefill": _compiled(prefill, own.params, own.prompts),

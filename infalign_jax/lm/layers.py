@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from infalign_jax.batches import Array
+from infalign_jax.lm import kernels
 from infalign_jax.lm.attention import KeyValues, attend
 
 PRODUCT = "product"  # what cheap rematerialisation keeps
@@ -35,9 +36,10 @@ class TransformerConfig:
     mlp_width: int = 192
     rope_base: float = 10_000.0
     compute: Literal["float32", "bfloat16", "float64"] = "float32"  # parameters stay float32
+    attention: Literal["plain", "cudnn", "splash"] = "plain"  # in passes over whole sequences
     rematerialise: Literal["nothing", "cheap", "everything"] = "nothing"  # in backward passes
     unroll: int = 1  # layers compiled in one piece: on CPU a scan's body does without threads
-    logits_at_once: int = 2**24  # the most that stand in memory when the vocabulary is summed over
+    logits_at_once: int = 2**24  # of a device, when the vocabulary is summed over
 
     def __post_init__(self) -> None:
         least = min(self.vocab_size, self.width, self.layers, self.kv_heads, self.mlp_width)
@@ -57,6 +59,20 @@ class TransformerConfig:
             raise ValueError(
                 "model: expected float32 or bfloat16 compute, got float64; JAX computes in it "
                 "only with JAX_ENABLE_X64=1 in the environment"
+            )
+        self._check_attention()
+
+    def _check_attention(self) -> None:
+        d = self.head_size
+        if self.attention == "cudnn" and (self.compute != "bfloat16" or d % 8 or d > 128):
+            raise ValueError(
+                "model: expected bfloat16 compute and a head size that is a multiple of 8 and at "
+                f"most 128 for cudnn attention, got {self.compute} and {d}; use attention=plain"
+            )
+        if self.attention == "splash" and self.compute == "float64":
+            raise ValueError(
+                "model: expected float32 or bfloat16 compute for splash attention, got float64; "
+                "use attention=plain"
             )
 
     @property
@@ -247,5 +263,12 @@ def layer(
     ((1, 3, 5, 8), (1, 2, 3, 5, 2))
     """
     q, own = queries_keys_values(config, w, x, stream.turns)
-    mixed = attend(q, own, stream.own_mask, prefix, stream.prefix_mask, config.wide)
+    operands = q, own, stream.own_mask, prefix, stream.prefix_mask
+    match config.attention:
+        case "plain":
+            mixed = attend(*operands, config.wide)
+        case "cudnn":
+            mixed = kernels.cudnn(*operands)
+        case "splash":
+            mixed = kernels.splash(*operands)
     return finish(config, w, x, mixed), own

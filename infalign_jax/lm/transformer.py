@@ -5,6 +5,7 @@ to its prompt's keys and values, which are computed once per prompt. The embeddi
 Parameters carry logical axis names, which `infalign_jax.runtime.mesh` maps to a mesh.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -253,4 +254,5 @@ def initial_params(config: TransformerConfig, key: Array) -> Params:
         jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool), jnp.zeros((1,), jnp.int32)
     )
     responses = Responses(jnp.zeros((1, 1, 1), jnp.int32), jnp.ones((1, 1, 1), bool))
+    config = replace(config, attention="plain")  # no kernel is needed to say what there is
     return Transformer(config).init(key, prompts, responses)["params"]

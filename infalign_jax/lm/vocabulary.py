@@ -11,8 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from infalign_jax.batches import Array
+from infalign_jax.runtime import mesh as meshes
+
+WHOLE = PartitionSpec()
 
 
 def chunks(rows: int, vocabulary: int, size: int) -> tuple[int, int]:
@@ -48,7 +52,6 @@ def _logits(hidden: Array, table: Array, wide: jnp.dtype) -> Array:
     return jnp.einsum("nd,vd->nv", hidden, table, preferred_element_type=wide)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def log_probs(hidden: Array, table: Array, tokens: Array, wide: jnp.dtype, size: int) -> Array:
     """log softmax(hidden · tableᵀ) [...] at `tokens`, in `wide`.
 
@@ -57,11 +60,18 @@ def log_probs(hidden: Array, table: Array, tokens: Array, wide: jnp.dtype, size:
     >>> bool(jnp.allclose(log_probs(hidden, table, tokens, jnp.float32, 20), -jnp.log(10.0)))
     True
     """
-    return _log_probs(hidden, table, tokens, wide, size)[0]
+    rows = meshes.rows(len(hidden))
+    own = partial(_log_probs, wide, size)
+    return meshes.by_shards(own, (rows, WHOLE, rows), rows, meshes.BATCH)(hidden, table, tokens)
 
 
-def _log_probs(
-    hidden: Array, table: Array, tokens: Array, wide: jnp.dtype, size: int
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _log_probs(wide: jnp.dtype, size: int, hidden: Array, table: Array, tokens: Array) -> Array:
+    return _log_probs_kept(wide, size, hidden, table, tokens)[0]
+
+
+def _log_probs_kept(
+    wide: jnp.dtype, size: int, hidden: Array, table: Array, tokens: Array
 ) -> tuple[Array, Any]:
     def chunk(rows: tuple[Array, Array]) -> tuple[Array, Array]:
         h, token = rows
@@ -87,10 +97,9 @@ def _log_probs_back(wide: jnp.dtype, size: int, kept: Any, g: Array) -> tuple[An
     return *_pull(to_logits, hidden, table, wide, size, (_rows(hidden), *rest)), None
 
 
-log_probs.defvjp(_log_probs, _log_probs_back)
+_log_probs.defvjp(_log_probs_kept, _log_probs_back)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def divergence(
     fixed: Array, fixed_table: Array, hidden: Array, table: Array, wide: jnp.dtype, size: int
 ) -> Array:
@@ -102,11 +111,21 @@ def divergence(
     >>> float(divergence(rows, table, rows, table, jnp.float32, 20)[0])
     0.0
     """
-    return _divergence(fixed, fixed_table, hidden, table, wide, size)[0]
+    rows = meshes.rows(len(hidden))
+    own = partial(_divergence, wide, size)
+    divided = meshes.by_shards(own, (rows, WHOLE, rows, WHOLE), rows, meshes.BATCH)
+    return divided(fixed, fixed_table, hidden, table)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _divergence(
-    fixed: Array, fixed_table: Array, hidden: Array, table: Array, wide: jnp.dtype, size: int
+    wide: jnp.dtype, size: int, fixed: Array, fixed_table: Array, hidden: Array, table: Array
+) -> Array:
+    return _divergence_kept(wide, size, fixed, fixed_table, hidden, table)[0]
+
+
+def _divergence_kept(
+    wide: jnp.dtype, size: int, fixed: Array, fixed_table: Array, hidden: Array, table: Array
 ) -> tuple[Array, Any]:
     def chunk(rows: tuple[Array, Array]) -> Array:
         law = jax.nn.log_softmax(_logits(rows[0], fixed_table, wide), axis=-1)
@@ -131,7 +150,7 @@ def _divergence_back(wide: jnp.dtype, size: int, kept: Any, g: Array) -> tuple[A
     return jnp.zeros_like(fixed), jnp.zeros_like(fixed_table), *back
 
 
-divergence.defvjp(_divergence, _divergence_back)
+_divergence.defvjp(_divergence_kept, _divergence_back)
 
 
 def _map(chunk: Any, rows: Any) -> Any:

@@ -5,19 +5,24 @@ Batches are divided over the axes `data` and `fsdp`; parameters and optimiser st
 """
 
 import contextlib
-import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from math import gcd, prod
+from typing import Any, ParamSpec, TypeVar
 
 import flax.linen as nn
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+Operands = ParamSpec("Operands")
+Result = TypeVar("Result")
+
 MOST_CORES = 8  # that become devices: each holds the parameters
 AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # which divide batches
 RULES = (
     ("vocab", "tensor"),
     ("width", "fsdp"),
@@ -82,7 +87,7 @@ def cores_as_devices(batches: Iterable[int]) -> None:
     """
     told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not told and jax.config.values["jax_num_cpu_devices"] < 0:
-        common = math.gcd(*batches)
+        common = gcd(*batches)
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         most = max(n for n in range(1, min(cores, MOST_CORES) + 1) if common % n == 0)
         with contextlib.suppress(RuntimeError):  # devices have been looked for
@@ -95,7 +100,57 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     >>> tuple(batch_sharding(make(MeshConfig(), jax.devices()[:1])).spec)
     (('data', 'fsdp'),)
     """
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def within(mesh: Mesh, function: Callable[Operands, Result]) -> Callable[Operands, Result]:
+    """The function, traced with the mesh in sight for what is done `by_shards`.
+
+    >>> mesh = make(MeshConfig(), jax.devices()[:1])
+    >>> @jax.jit
+    ... def parts(x):
+    ...     return within(mesh, lambda x: x / jax.sharding.get_abstract_mesh().size)(x)
+    >>> float(parts(8.0))
+    8.0
+    """
+
+    @wraps(function)
+    def traced(*args: Operands.args, **kwargs: Operands.kwargs) -> Result:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args, **kwargs)
+
+    return traced
+
+
+def rows(size: int) -> PartitionSpec:
+    """A batch's first axis over `data` and `fsdp`, where the mesh in sight divides its size.
+
+    >>> tuple(rows(3))  # there is none in sight
+    (('data', 'fsdp'),)
+    """
+    shape = jax.sharding.get_abstract_mesh().shape
+    parts = prod(shape.get(axis, 1) for axis in BATCH)
+    return PartitionSpec(None if size % parts else BATCH)
+
+
+def by_shards(
+    function: Callable[..., Result], operands: Any, result: Any, axes: tuple[str, ...] = AXES
+) -> Callable[..., Result]:
+    """The function, called by every device on what it holds of the operands.
+
+    They and the result are divided as said, over `axes`; what other axes divide is left to XLA.
+    Without a mesh in sight (`within`), or when called by such a function, it stays as it is.
+
+    >>> by_shards(abs, rows(2), rows(2))(-2)
+    2
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if AxisType.Auto not in mesh.axis_types or AxisType.Manual in mesh.axis_types:
+        return function
+    divided: Callable[..., Result] = jax.shard_map(
+        function, in_specs=operands, out_specs=result, axis_names=set(axes), check_vma=False
+    )
+    return divided
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

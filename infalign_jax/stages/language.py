@@ -116,7 +116,7 @@ def held_out_accuracy(run: Run, params: Params, text: Text) -> dict[str, float]:
     >>> held_out_accuracy.__name__
     'held_out_accuracy'
     """
-    score = jax.jit(partial(reward.rewards, run.experiment.model))
+    score = jax.jit(meshes.within(run.mesh, partial(reward.rewards, run.experiment.model)))
     right, longer = [], []
     for split in ("validation", "test"):
         for part in parts(text.rows[split]):
