@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from infalign_jax import config as configs
-from infalign_jax import report
+from infalign_jax import programs, report
 from infalign_jax.experiment import Experiment
+from infalign_jax.lm.arithmetic import Shape
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.files import exclusive, write_bytes, write_text
 from infalign_jax.stages import align, evaluate, facts, language, reference, text
@@ -62,6 +64,7 @@ evaluate, report, got calibrat; did you mean calibrate?
     mesh = meshes.make(experiment.mesh)
     for name, size in _batch_sizes(experiment).items():  # before any work
         meshes.check_batch(name, size, mesh)
+    _check_memory(experiment, mesh)
     if until >= STAGES.index("align"):
         for policy in experiment.policies:  # a KL out of reach is to be heard of now, not then
             align.target(policy)
@@ -80,6 +83,22 @@ def _batch_sizes(experiment: Experiment) -> dict[str, int]:
     if experiment.foresight.steps:
         sizes["foresight.batch_size"] = experiment.foresight.batch_size
     return sizes
+
+
+def _check_memory(experiment: Experiment, mesh: Mesh) -> None:
+    """Before any work: what stages hold at once fits, as far as can be known."""
+    e, length = experiment, experiment.sampling.length
+    batches = {
+        "sft.batch_size": (e.sft.batch_size, 1, False, True),
+        "calibrate.chunk": (e.calibrate.chunk, e.calibrate.responses, True, False),
+        "align.batch_size": (e.align.batch_size, e.align.responses, True, True),
+    }
+    for name, (prompts, responses, samples, learns) in batches.items():
+        programs.check_memory(
+            name, e.model, Shape(prompts, e.prompt_length, responses, length), mesh,
+            advice="lower it, the responses to each prompt, sampling.length or model.*",
+            samples=samples, learns=learns,
+        )  # fmt: skip
 
 
 def _run(run: Run, until: int) -> dict[str, Any]:

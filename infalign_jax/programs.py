@@ -14,8 +14,10 @@ from jax.sharding import Mesh, PartitionSpec
 from infalign_jax import reward, sampling
 from infalign_jax.batches import Array, Prompts, Responses, Rollouts
 from infalign_jax.drawing import SamplingConfig
-from infalign_jax.lm import transformer
+from infalign_jax.lm import arithmetic, transformer
+from infalign_jax.lm.arithmetic import Shape
 from infalign_jax.lm.transformer import Params, TransformerConfig
+from infalign_jax.runtime import measure
 from infalign_jax.runtime import mesh as meshes
 
 Sample = Callable[[Params, Prompts, Array], Rollouts]
@@ -29,6 +31,37 @@ def boxed_params(config: TransformerConfig) -> Params:
     (300, 64)
     """
     return jax.eval_shape(partial(transformer.initial_params, config), jax.random.key(0))
+
+
+def check_memory(
+    what: str, config: TransformerConfig, shape: Shape, mesh: Mesh, *,
+    advice: str, samples: bool = True, learns: bool = True,
+) -> None:  # fmt: skip
+    """Raises ValueError where a batch that is sampled or learnt from cannot fit on the devices.
+
+    By an estimate from below, before anything is made: parameters, caches and activations alone.
+
+    >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
+    >>> shape = Shape(prompts=10**9, prompt=64, responses=8, response=64)
+    >>> check_memory("align", TransformerConfig(), shape, mesh, advice="lower it")
+    ... # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: align: expected at most ... GiB on a device, got at least ...; lower it
+    """
+    parts, shards = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["fsdp"]
+    own = shape._replace(prompts=-(-shape.prompts // parts))
+    estimates = [arithmetic.sampling_memory] * samples + [arithmetic.update_memory] * learns
+    needed = max(f(config, own, shards) for f in estimates) / mesh.shape["tensor"]
+    limit = measure.memory_limit(mesh.devices.flat[0])
+    if limit is None:
+        return
+    if mesh.devices.flat[0].platform == "cpu":  # whose devices share one memory
+        needed *= mesh.size
+    if needed > limit:
+        raise ValueError(
+            f"{what}: expected at most {limit / 2**30:.0f} GiB on a device, got at least "
+            f"{needed / 2**30:.0f} GiB of parameters, caches and activations; {advice}"
+        )
 
 
 @lru_cache(maxsize=16)

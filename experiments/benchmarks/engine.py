@@ -104,15 +104,16 @@ def lengths() -> list[str]:
 
 def memory() -> list[str]:
     """The update's memory at 64 × (64 + 64) tokens, with chunks and with plain logits."""
-    header = ["model", "rematerialise", "V", "chunked, MiB", "plain logits, MiB", "ratio"]
+    header = ["model", "layers", "rematerialise", "V", "chunked, MiB", "plain logits, MiB", "ratio"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for name, base in (("1m", MODEL), ("5m", replace(MODEL, width=256, layers=6, mlp_width=768))):
-        for policy, size in product(("nothing", "everything"), (2048, 32_000, 128_256)):
-            config = replace(base, vocab_size=size, unroll=base.layers, rematerialise=policy)
+        ways = (("unrolled", base.layers, "nothing"), ("in a loop", 1, "everything"))
+        for (layers, unroll, policy), size in product(ways, (2048, 32_000, 128_256)):
+            config = replace(base, vocab_size=size, unroll=unroll, rematerialise=policy)
             whole = replace(config, logits_at_once=2**40)
             chunked, plain = (update_memory(c) / 2**20 for c in (config, whole))
             cells = f"{chunked:,.0f} | {plain:,.0f} | {chunked / plain:.2f}"
-            lines.append(f"| {name} | {policy} | {size:,} | {cells} |")
+            lines.append(f"| {name} | {layers} | {policy} | {size:,} | {cells} |")
     return lines
 
 

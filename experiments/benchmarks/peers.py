@@ -92,7 +92,7 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {  # what --try compares, beside t
         {"prefill": "repeated", "cache": "static", "compile": True},
     ],
     "tunix": [
-        {"max_inflight_computations": 1},
+        {"devices": 2}, {"max_inflight_computations": 1},
         {
             "mini_batch_size": 8, "train_micro_batch_size": 2,
             "compute_logps_micro_batch_size": 2, "rollout_micro_batch_size": 8,

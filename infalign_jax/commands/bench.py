@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from infalign_jax import config
+from infalign_jax import config, programs
 from infalign_jax.commands import bench_phases
 from infalign_jax.commands.bench_phases import REFERENCE, WHOLE, Phase
 from infalign_jax.lm import arithmetic
@@ -69,7 +69,8 @@ def run(model: TransformerConfig, shape: Shape, rounds: int = 5) -> dict[str, An
     """
     devices, mesh = jax.devices(), meshes.make(meshes.MeshConfig())
     meshes.check_batch("--prompts", shape.prompts, mesh)
-    check_memory(model, shape, devices)
+    advice = "lower --prompts, --responses, --response or the preset"
+    programs.check_memory("bench", model, shape, mesh, advice=advice)
     ceilings = _ceilings(model, shape, _machines(devices), rounds)
     phases = bench_phases.compiled(model, shape, mesh)
     times = {name: measure.timed(phase.call, rounds) for name, phase in phases.items()}
@@ -103,22 +104,6 @@ name another
     raise ValueError(
         f"bench: expected a file that infalign bench --json wrote, got {path}; name another"
     )
-
-
-def check_memory(model: TransformerConfig, shape: Shape, devices: list[jax.Device]) -> None:
-    """Raises ValueError where a batch does not fit, by an estimate from below, before any is made.
-
-    >>> check_memory(TransformerConfig(), Shape(1, 1, 1, 1), jax.devices())
-    """
-    part = shape._replace(prompts=-(-shape.prompts // _machines(devices)))
-    needed = max(f(model, part) for f in (arithmetic.sampling_memory, arithmetic.update_memory))
-    limit = measure.memory_limit(devices[0])
-    if limit is not None and needed > limit:
-        raise ValueError(
-            f"bench: expected at most {limit / 2**30:.0f} GiB on a device, got at least "
-            f"{needed / 2**30:.0f} GiB of parameters, caches and activations; lower --prompts, "
-            "--responses, --response or the preset"
-        )
 
 
 def _machines(devices: list[jax.Device]) -> int:

@@ -108,18 +108,22 @@ def update(config: TransformerConfig, shape: Shape) -> Cost:
     return Cost(3 * once.flops, 3 * once.bytes + 7 * 4 * parameters(config))
 
 
-def sampling_memory(config: TransformerConfig, shape: Shape) -> int:
+def sampling_memory(config: TransformerConfig, shape: Shape, shards: int = 1) -> int:
     """Bytes that sampling needs at least: parameters, their copy laid out for decoding, caches.
+
+    The parameters, not their copy, are divided among `shards` devices.
 
     >>> sampling_memory(TransformerConfig(), Shape(2, 3, 4, 5))
     1073408
     """
     caches = _kept(config, shape.prompts * shape.prompt + shape.tokens)
-    return int(4 * parameters(config) + _read(config) + caches)
+    return int(4 * parameters(config) / shards + _read(config) + caches)
 
 
-def update_memory(config: TransformerConfig, shape: Shape) -> int:
+def update_memory(config: TransformerConfig, shape: Shape, shards: int = 1) -> int:
     """Bytes that an update needs at least: state, gradients, and what the backward pass reads.
+
+    State and gradients are divided among `shards` devices.
 
     >>> update_memory(TransformerConfig(rematerialise="everything"), Shape(2, 3, 4, 5))
     2207744
@@ -129,7 +133,7 @@ def update_memory(config: TransformerConfig, shape: Shape) -> int:
     kept = config.width if config.rematerialise == "everything" else config.width + products
     activations = rows * config.layers * kept * config.dtype.itemsize
     logits = min(config.logits_at_once, shape.tokens * config.vocab_size) * config.wide.itemsize
-    return int(4 * 4 * parameters(config) + activations + logits)
+    return int(4 * 4 * parameters(config) / shards + activations + logits)
 
 
 def _per_token(config: TransformerConfig) -> float:

@@ -4,8 +4,8 @@ Run by `peers.py`. Tunix's own Llama with tied embeddings, in float32 (its MLPs,
 start at 0: here they are drawn); everything jitted, no rematerialisation, caches and prompts of
 exactly the length needed, nothing truncated (its sampler then sorts nothing), padding and end
 outside the vocabulary, no metrics backend, a step's responses in one batch. Its learner takes no
-reward model: the reward is a function. Its settings, over these, are fields of
-`tunix.RLTrainingConfig`.
+reward model: the reward is a function. Its settings, over these, are `devices`, how many of XLA's
+the cores are (1), and fields of `tunix.RLTrainingConfig`.
 """
 
 import os
@@ -66,7 +66,8 @@ def make_model(work: Work) -> tuple[llama3.Llama3, int]:
 def make_learner(
     work: Work, policy: llama3.Llama3
 ) -> tuple[tunix.GRPOLearner, tunix.RolloutConfig]:
-    mesh = jax.sharding.Mesh(np.reshape(jax.devices()[:1], (1, 1)), ("fsdp", "tp"))
+    devices, settings = jax.devices(), {k: v for k, v in work.settings.items() if k != "devices"}
+    mesh = jax.sharding.Mesh(np.reshape(devices, (len(devices), 1)), ("fsdp", "tp"))
     rollout = tunix.RolloutConfig(
         temperature=1.0, top_p=1.0, top_k=None, max_prompt_length=work.prompt,
         max_tokens_to_generate=work.response, kv_cache_size=work.prompt + work.response,
@@ -74,7 +75,7 @@ def make_learner(
     steps = work.warm_up + work.updates + 1
     adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4))
     training = tunix.RLTrainingConfig(
-        actor_optimizer=adam, max_steps=steps, eval_every_n_steps=steps, **work.settings
+        actor_optimizer=adam, max_steps=steps, eval_every_n_steps=steps, **settings
     )
     roles = (tunix.Role.ACTOR, tunix.Role.REFERENCE, tunix.Role.ROLLOUT)
     cluster = tunix.RLCluster(
@@ -108,6 +109,7 @@ def main() -> None:
     work = read()
     if (work.algorithm, work.reward) != ("grpo", "function"):
         raise SystemExit(f"expected grpo with a function, got {work.algorithm}, {work.reward}")
+    jax.config.update("jax_num_cpu_devices", work.settings.get("devices", 1))
     policy, parameters = make_model(work)
     learner, rollout = make_learner(work, policy)
     times: list[float] = []
