@@ -165,14 +165,12 @@ def _bench(options: argparse.Namespace) -> None:
     keep_freed_memory()
     from infalign_jax.commands import bench, bench_text, printing
     from infalign_jax.lm.sizes import SIZES
-    from infalign_jax.runtime import mesh
 
     printing.check_targets(options.json)
     earlier = None if options.compare is None else bench.earlier(options.compare)
     usual = SIZES[options.preset].shape
     given = {name: getattr(options, name) for name in usual._fields}
     shape = usual._replace(**{name: n for name, n in given.items() if n is not None})
-    mesh.cores_as_devices([shape.prompts])
     model = bench.fitted(options.preset, options.compute)
     result = bench.run(model, shape, options.rounds)
     printing.deliver(result, bench_text.text(result, earlier), options.json)

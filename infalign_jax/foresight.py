@@ -117,7 +117,7 @@ def _kl_to_reference(
 ) -> Array:
     """KL(π_ref ‖ π), exact over the vocabulary at the stored prefixes, in nats a response."""
     known = transformer.hidden_states(config, reference, batch.prompts, batch.responses)
-    before, now = (params["embedding"].astype(config.dtype) for params in (reference, trunk))
+    before, now = (params["embedding"] for params in (reference, trunk))
     divergence = vocabulary.divergence(
         known[:, :, :-1], before, hidden, now, config.wide, config.logits_at_once
     )

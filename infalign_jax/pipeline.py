@@ -59,12 +59,11 @@ evaluate, report, got calibrat; did you mean calibrate?
         hint = f"did you mean {close[0]}?" if close else "name one of them"
         raise ValueError(f"expected a stage among {', '.join(STAGES)}, got {stage}; {hint}")
     until = STAGES.index(stage) if stage else len(STAGES) - 1
-    if experiment.mesh == meshes.MeshConfig():
-        meshes.cores_as_devices(_batch_sizes(experiment).values())
-    mesh = meshes.make(experiment.mesh)
-    for name, size in _batch_sizes(experiment).items():  # before any work
+    sizes = _batch_sizes(experiment)
+    mesh = meshes.make(experiment.mesh, meshes.available(experiment.mesh, sizes.values()))
+    for name, size in sizes.items():  # before any work
         meshes.check_batch(name, size, mesh)
-    _check_memory(experiment, mesh)
+    _check_memory(experiment, mesh, until)
     if until >= STAGES.index("align"):
         for policy in experiment.policies:  # a KL out of reach is to be heard of now, not then
             align.target(policy)
@@ -85,20 +84,22 @@ def _batch_sizes(experiment: Experiment) -> dict[str, int]:
     return sizes
 
 
-def _check_memory(experiment: Experiment, mesh: Mesh) -> None:
-    """Before any work: what stages hold at once fits, as far as can be known."""
-    e, length = experiment, experiment.sampling.length
+def _check_memory(experiment: Experiment, mesh: Mesh, until: int) -> None:
+    """Before any work: what each stage holds at once fits, as far as can be known."""
+    e, law = experiment, experiment.sampling
+    fresh = law if e.align.solver == "policy_gradient" else None
     batches = {
-        "sft.batch_size": (e.sft.batch_size, 1, False, True),
-        "calibrate.chunk": (e.calibrate.chunk, e.calibrate.responses, True, False),
-        "align.batch_size": (e.align.batch_size, e.align.responses, True, True),
+        "sft.batch_size": (e.sft.batch_size, 1, None, True),
+        "calibrate.chunk": (e.calibrate.chunk, e.calibrate.responses, law, False),
+        "align.batch_size": (e.align.batch_size, e.align.responses, fresh, True),
     }
-    for name, (prompts, responses, samples, learns) in batches.items():
-        programs.check_memory(
-            name, e.model, Shape(prompts, e.prompt_length, responses, length), mesh,
-            advice="lower it, the responses to each prompt, sampling.length or model.*",
-            samples=samples, learns=learns,
-        )  # fmt: skip
+    for name, (prompts, responses, drawn, learns) in batches.items():
+        if STAGES.index(name.split(".")[0]) <= until:
+            shape = Shape(prompts, e.prompt_length, responses, law.length)
+            programs.check_memory(
+                name, e.model, shape, mesh, law=drawn, learns=learns,
+                advice="lower it, the responses to each prompt, sampling.length or model.*",
+            )  # fmt: skip
 
 
 def _run(run: Run, until: int) -> dict[str, Any]:

@@ -35,9 +35,9 @@ def boxed_params(config: TransformerConfig) -> Params:
 
 def check_memory(
     what: str, config: TransformerConfig, shape: Shape, mesh: Mesh, *,
-    advice: str, samples: bool = True, learns: bool = True,
+    advice: str, law: SamplingConfig | None = None, learns: bool = True,
 ) -> None:  # fmt: skip
-    """Raises ValueError where a batch that is sampled or learnt from cannot fit on the devices.
+    """Raises ValueError where a batch, drawn by a law or learnt from, cannot fit on the devices.
 
     By an estimate from below, before anything is made: parameters, caches and activations alone.
 
@@ -50,17 +50,20 @@ def check_memory(
     """
     parts, shards = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["fsdp"]
     own = shape._replace(prompts=-(-shape.prompts // parts))
-    estimates = [arithmetic.sampling_memory] * samples + [arithmetic.update_memory] * learns
-    needed = max(f(config, own, shards) for f in estimates) / mesh.shape["tensor"]
+    needed = arithmetic.update_memory(config, own, shards) if learns else 0
+    if law is not None:
+        in_hand, each = law.in_hand or own.prompts, law.lanes or own.responses
+        lanes = min(in_hand, own.prompts) * min(each, own.responses)
+        needed = max(needed, arithmetic.sampling_memory(config, own, shards, lanes))
+    # A tensor axis divides all of it; a CPU's devices share one memory.
+    shared = mesh.size if mesh.devices.flat[0].platform == "cpu" else 1
+    most = needed * shared / mesh.shape["tensor"]
     limit = measure.memory_limit(mesh.devices.flat[0])
-    if limit is None:
-        return
-    if mesh.devices.flat[0].platform == "cpu":  # whose devices share one memory
-        needed *= mesh.size
-    if needed > limit:
+    if limit is not None and most > limit:
+        one = "; JAX_NUM_CPU_DEVICES=1 holds one copy of the parameters" * (shared > 1)
         raise ValueError(
             f"{what}: expected at most {limit / 2**30:.0f} GiB on a device, got at least "
-            f"{needed / 2**30:.0f} GiB of parameters, caches and activations; {advice}"
+            f"{most / 2**30:.0f} GiB of parameters, caches and activations; {advice}{one}"
         )
 
 

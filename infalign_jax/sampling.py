@@ -8,7 +8,8 @@ side until the last response has ended, which is fastest where lengths are alike
 
 The outer loop takes prompts in hand, which copies their keys and values; the inner one decodes
 token by token and writes only to the lanes' own caches (`lm/decoding.py` says how they lie). Those
-begin small and grow twice, so that early tokens read no places that nothing stands in yet.
+begin small and grow twice where T is large and no lane goes on, so that early tokens read no places
+that nothing stands in yet.
 Nothing is asked of the host. `programs.make_sample` gives each shard of the batch its own queue.
 
 Neither A and L, nor the batch that a prompt sits in, nor its place there, nor the mesh changes what
@@ -83,24 +84,30 @@ def sample(
     uniform = uniforms(key, prompts.index, responses, sampling.length)
     decoder = transformer.decoder(config, params)
     batch = _Batch(config, sampling, decoder, prompts, last, prefix, uniform)
-    lanes = _start(batch)
-    for places in ring_sizes(sampling.length):
+    sizes = _ring_sizes(batch)
+    lanes = _start(batch, sizes[0])
+    for places in sizes:
         lanes = _decode_until_full(batch, lanes, places)
     mask = jnp.arange(sampling.length, dtype=jnp.int32)[None, None] < lanes.lengths[..., None]
     return Rollouts(prompts, Responses(lanes.tokens, mask), lanes.log_probs)
 
 
-def ring_sizes(length: int) -> tuple[int, ...]:
-    """The places of a lane's ring, one size after the other, for responses of `length` tokens.
+def _ring_sizes(batch: _Batch) -> tuple[int, ...]:
+    """The places of a lane's ring, one size after the other.
 
-    Each size is a compilation of its own; a short ring is not worth one.
-
-    >>> ring_sizes(256), ring_sizes(16)
-    ((64, 128, 256), (16,))
+    Each is a compilation of its own, so short rings begin as long as they end, and so do those of
+    lanes that go on to further responses, which go around the full ring most of the time.
     """
-    if length < 4 * SHORT_RING:
+    length = batch.uniform.shape[2]
+    if length < 4 * SHORT_RING or _side_by_side(batch) != batch.uniform.shape[:2]:
         return (length,)
     return (length // 4, length // 2, length)
+
+
+def _side_by_side(batch: _Batch) -> tuple[int, int]:
+    """A and L: prompts in hand, and lanes of each."""
+    b, k, _ = batch.uniform.shape
+    return min(batch.law.in_hand or b, b), min(batch.law.lanes or k, k)
 
 
 def _decode_until_full(batch: _Batch, lanes: _Lanes, places: int) -> _Lanes:
@@ -128,10 +135,10 @@ def _decode_until_full(batch: _Batch, lanes: _Lanes, places: int) -> _Lanes:
     return jax.lax.while_loop(goes_on, round_of, grown)
 
 
-def _start(batch: _Batch) -> _Lanes:
-    """Nothing in hand, nothing drawn."""
+def _start(batch: _Batch, places: int) -> _Lanes:
+    """Nothing in hand, nothing drawn; rings of so many places."""
     config, (b, k, t) = batch.config, batch.uniform.shape
-    in_hand, lanes = min(batch.law.in_hand or b, b), min(batch.law.lanes or k, k)
+    in_hand, lanes = _side_by_side(batch)
     return _Lanes(
         step=jnp.zeros((), jnp.int32),
         waiting=jnp.zeros((), jnp.int32),
@@ -140,7 +147,7 @@ def _start(batch: _Batch) -> _Lanes:
         response=jnp.full((in_hand, lanes), k, jnp.int32),
         age=jnp.zeros((in_hand, lanes), jnp.int32),
         hidden=jnp.zeros((in_hand, lanes, config.width), config.dtype),
-        cache=decoding.empty_cache(config, in_hand, lanes, ring_sizes(t)[0]),
+        cache=decoding.empty_cache(config, in_hand, lanes, places),
         tokens=jnp.zeros((b, k, t), jnp.int32),
         lengths=jnp.zeros((b, k), jnp.int32),
         log_probs=jnp.zeros((b, k), config.wide),

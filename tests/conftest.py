@@ -9,6 +9,7 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_nans", True)
+jax.devices()  # now, so that no test makes the machine's cores devices of those that follow
 
 
 @pytest.fixture(params=["float32", "float64"])

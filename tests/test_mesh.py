@@ -143,22 +143,29 @@ def test_host_rows_are_laid_over_the_batch_axes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batches", "flags", "expected"),
+    ("cores", "told", "config", "batches", "expected"),
     [
-        ("16, 24", "", max(n for n in (1, 2, 4, 8) if n <= CORES)),
-        ("16, 9", "", 1),
-        ("16, 24", "--xla_force_host_platform_device_count=3", 3),
+        (-1, {}, "", "16, 24", max(n for n in (1, 2, 4, 8) if n <= CORES)),
+        (-1, {}, "data=1", "16, 24", 1),
+        (4, {}, "", "12, 9", 3),
+        (4, {}, "data=2", "12, 9", 2),
+        (4, {}, "fsdp=2", "12, 9", 4),
+        (-1, {"JAX_NUM_CPU_DEVICES": "8"}, "", "12, 9", 8),
+        (-1, {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}, "", "12, 9", 8),
     ],
 )
 def test_cores_become_devices_that_divide_every_batch(
-    batches: str, flags: str, expected: int
+    cores: int, told: dict[str, str], config: str, batches: str, expected: int
 ) -> None:
+    """Where nobody says how many devices there are; `cores` stands for a machine's."""
     code = (
         "import jax\nfrom infalign_jax.runtime import mesh\n"
-        f"mesh.cores_as_devices([{batches}])\nprint(jax.device_count())"
+        + f"jax.config.update('jax_num_cpu_devices', {cores})\n" * (cores > 0)
+        + f"print(len(mesh.available(mesh.MeshConfig({config}), [{batches}])))"
     )
-    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True
-    )
+        [sys.executable, "-c", code], env=env | {"JAX_PLATFORMS": "cpu"} | told,
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
     assert int(done.stdout) == expected

@@ -66,7 +66,7 @@ def check_answer(capsys: pytest.CaptureFixture[str], pattern: str) -> None:
         ("seed=-1", "seed: expected at least 0, got -1"),
         ("seed=123456789012", "seed: expected at most 100000000, got 123456789012"),
         ("model.mlp_width=99999999999", r"sft.batch_size: expected at most \d+ GiB .* lower it,"),
-        ("calibrate.responses=99999999", r"calibrate.chunk: expected at most \d+ GiB on a device"),
+        ("calibrate.chunk=99999999", r"calibrate.chunk: expected at most \d+ GiB on a device"),
         ("align.responses=99999999", r"align.batch_size: expected at most \d+ GiB on a device"),
         ("mesh.data=3", "whose product is the 1 devices there are, got data=3"),
         ("data=HHConfig", "data.judge_fraction: expected above 0, got 0.0"),

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from infalign_jax import config, programs
 from infalign_jax.commands import bench_phases
 from infalign_jax.commands.bench_phases import REFERENCE, WHOLE, Phase
+from infalign_jax.drawing import SamplingConfig
 from infalign_jax.lm import arithmetic
 from infalign_jax.lm.arithmetic import Cost, Shape
 from infalign_jax.lm.sizes import SIZES
@@ -48,13 +49,21 @@ def fitted(preset: str, compute: str | None = None) -> TransformerConfig:
     >>> fitted("1m", "float32").width
     128
     """
-    model, platform = SIZES[preset].model, jax.devices()[0].platform
-    kind: Any = compute or ("float32" if platform == "cpu" else "bfloat16")
-    kernel: Any = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "plain")
-    if kernel == "cudnn" and kind != "bfloat16":
-        kernel = "plain"
-    unroll = model.layers if platform == "cpu" else 1
-    return replace(model, compute=kind, attention=kernel, unroll=unroll)
+    meshes.cores_as_devices()
+    model, device = SIZES[preset].model, jax.devices()[0]
+    cpu = device.platform == "cpu"
+    kind: Any = compute or ("float32" if cpu else "bfloat16")
+    kernel: Any = "splash" if device.platform == "tpu" else "plain"
+    if kind == "bfloat16" and _has_flash_attention(device):
+        kernel = "cudnn"
+    return replace(model, compute=kind, attention=kernel, unroll=model.layers if cpu else 1)
+
+
+def _has_flash_attention(device: jax.Device) -> bool:
+    """Whether cuDNN computes attention in bfloat16 there: NVIDIA's from Ampere on."""
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
+        return False
+    return float(device.compute_capability) >= 8.0
 
 
 def run(model: TransformerConfig, shape: Shape, rounds: int = 5) -> dict[str, Any]:
@@ -67,10 +76,12 @@ def run(model: TransformerConfig, shape: Shape, rounds: int = 5) -> dict[str, An
     Traceback (most recent call last):
     ValueError: bench: expected at most ... GiB on a device, got at least ...; lower --prompts, ...
     """
-    devices, mesh = jax.devices(), meshes.make(meshes.MeshConfig())
+    devices = meshes.available(meshes.MeshConfig(), [shape.prompts])
+    mesh = meshes.make(meshes.MeshConfig(), devices)
     meshes.check_batch("--prompts", shape.prompts, mesh)
     advice = "lower --prompts, --responses, --response or the preset"
-    programs.check_memory("bench", model, shape, mesh, advice=advice)
+    law = SamplingConfig(length=shape.response)
+    programs.check_memory("bench", model, shape, mesh, law=law, advice=advice)
     ceilings = _ceilings(model, shape, _machines(devices), rounds)
     phases = bench_phases.compiled(model, shape, mesh)
     times = {name: measure.timed(phase.call, rounds) for name, phase in phases.items()}

@@ -108,15 +108,19 @@ def update(config: TransformerConfig, shape: Shape) -> Cost:
     return Cost(3 * once.flops, 3 * once.bytes + 7 * 4 * parameters(config))
 
 
-def sampling_memory(config: TransformerConfig, shape: Shape, shards: int = 1) -> int:
+def sampling_memory(
+    config: TransformerConfig, shape: Shape, shards: int = 1, lanes: int | None = None
+) -> int:
     """Bytes that sampling needs at least: parameters, their copy laid out for decoding, caches.
 
-    The parameters, not their copy, are divided among `shards` devices.
+    The parameters, not their copy, are divided among `shards` devices. Side by side are `lanes`
+    responses, by default all.
 
     >>> sampling_memory(TransformerConfig(), Shape(2, 3, 4, 5))
     1073408
     """
-    caches = _kept(config, shape.prompts * shape.prompt + shape.tokens)
+    lanes = shape.prompts * shape.responses if lanes is None else lanes
+    caches = _kept(config, shape.prompts * shape.prompt + lanes * shape.response)
     return int(4 * parameters(config) / shards + _read(config) + caches)
 
 

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from infalign_jax.batches import Array
-from infalign_jax.lm import kernels
 from infalign_jax.lm.attention import KeyValues, attend
 
 PRODUCT = "product"  # what cheap rematerialisation keeps
@@ -268,7 +267,11 @@ def layer(
         case "plain":
             mixed = attend(*operands, config.wide)
         case "cudnn":
+            from infalign_jax.lm import kernels  # here: Pallas is slow to import
+
             mixed = kernels.cudnn(*operands)
         case "splash":
+            from infalign_jax.lm import kernels
+
             mixed = kernels.splash(*operands)
     return finish(config, w, x, mixed), own

@@ -217,7 +217,7 @@ def token_log_probs(
     (2, 3, 4)
     """
     hidden = hidden_states(config, params, prompts, responses)[:, :, :-1]
-    table = nn.unbox(params["embedding"]).astype(config.dtype)
+    table = nn.unbox(params["embedding"])
     log_probs = vocabulary.log_probs(
         hidden, table, responses.tokens, config.wide, config.logits_at_once
     )

@@ -55,13 +55,19 @@ def _logits(hidden: Array, table: Array, wide: jnp.dtype) -> Array:
 def log_probs(hidden: Array, table: Array, tokens: Array, wide: jnp.dtype, size: int) -> Array:
     """log softmax(hidden · tableᵀ) [...] at `tokens`, in `wide`.
 
+    The table is multiplied in the hidden states' type; its gradient is summed over shards in its
+    own.
+
     >>> hidden, table = jnp.zeros((2, 3, 4)), jnp.ones((10, 4))
     >>> tokens = jnp.zeros((2, 3), jnp.int32)
     >>> bool(jnp.allclose(log_probs(hidden, table, tokens, jnp.float32, 20), -jnp.log(10.0)))
     True
     """
     rows = meshes.rows(len(hidden))
-    own = partial(_log_probs, wide, size)
+
+    def own(hidden: Array, table: Array, tokens: Array) -> Array:
+        return _log_probs(wide, size, hidden, table.astype(hidden.dtype), tokens)
+
     return meshes.by_shards(own, (rows, WHOLE, rows), rows, meshes.BATCH)(hidden, table, tokens)
 
 
@@ -112,7 +118,11 @@ def divergence(
     0.0
     """
     rows = meshes.rows(len(hidden))
-    own = partial(_divergence, wide, size)
+
+    def own(fixed: Array, fixed_table: Array, hidden: Array, table: Array) -> Array:
+        tables = (x.astype(hidden.dtype) for x in (fixed_table, table))
+        return _divergence(wide, size, fixed, next(tables), hidden, next(tables))
+
     divided = meshes.by_shards(own, (rows, WHOLE, rows, WHOLE), rows, meshes.BATCH)
     return divided(fixed, fixed_table, hidden, table)
 

@@ -72,26 +72,48 @@ def make(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def cores_as_devices(batches: Iterable[int]) -> None:
-    """On CPU, makes each core a device of its own, as many as divide all `batches`.
+def cores_as_devices() -> None:
+    """On CPU, makes each core a device of its own, MOST_CORES at most.
 
-    Two devices on two cores sample up to one and a half times as fast as one device that divides
-    every operation among its threads. To be called before JAX looks for devices: afterwards, and
-    where XLA_FLAGS or `jax_num_cpu_devices` say how many there are, nothing changes. Accelerators
-    stay as they are.
+    Small operations then need not be shared out among threads. To be called before JAX looks for
+    devices: afterwards, and where XLA_FLAGS or JAX_NUM_CPU_DEVICES say how many there are, nothing
+    changes. Accelerators stay as they are.
 
     >>> before = jax.device_count()
-    >>> cores_as_devices([16, 24])
-    >>> jax.device_count() == before
+    >>> cores_as_devices()
+    >>> jax.device_count() == before  # they have been looked for
     True
     """
-    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not told and jax.config.values["jax_num_cpu_devices"] < 0:
-        common = gcd(*batches)
+    if not _told_how_many() and jax.config.values["jax_num_cpu_devices"] < 0:
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        most = max(n for n in range(1, min(cores, MOST_CORES) + 1) if common % n == 0)
-        with contextlib.suppress(RuntimeError):  # devices have been looked for
-            jax.config.update("jax_num_cpu_devices", most)
+        with contextlib.suppress(RuntimeError):  # too late
+            jax.config.update("jax_num_cpu_devices", min(cores, MOST_CORES))
+
+
+def _told_how_many() -> bool:
+    """Whether the environment says how many devices a CPU has."""
+    flag = "xla_force_host_platform_device_count"
+    return flag in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ
+
+
+def available(config: MeshConfig, batches: Iterable[int]) -> list[jax.Device]:
+    """The devices for a run: all there are, but of a CPU's cores as many as fit.
+
+    Those are as many as the mesh asks for, or by default the most that divide all `batches`.
+
+    >>> len(available(MeshConfig(data=1), [16]))
+    1
+    """
+    cores_as_devices()
+    devices = jax.devices()
+    if devices[0].platform != "cpu" or _told_how_many():
+        return devices
+    if config.data:
+        return devices[: config.data * config.fsdp * config.tensor]
+    if config != MeshConfig():
+        return devices
+    common = gcd(*batches)
+    return devices[: max(n for n in range(1, len(devices) + 1) if common % n == 0)]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

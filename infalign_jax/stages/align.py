@@ -128,6 +128,9 @@ def fresh_rows(run: Run, goal: Target, sft: Model, scorer: Model, reference: Ref
     def prepare(params: Params, rows: np.ndarray, step: int) -> learner.Batch:
         prompts: Prompts = put(run, jax.tree.map(lambda leaf: leaf[rows], reference.prompts))
         rollouts = sample(params, prompts, key_of(root, jax.device_put(np.uint32(step), whole)))
+        if run.mesh.devices.flat[0].platform == "cpu":
+            # There the update's collectives give up on a shard that still draws after 40 s.
+            jax.block_until_ready(rollouts)
         rewards = score(scorer.params, prompts, rollouts.responses)
         log_ref = log_probs(sft.params, prompts, rollouts.responses)
         return assemble(rollouts, rewards, put(run, reference.sorted_rewards[rows]), log_ref)

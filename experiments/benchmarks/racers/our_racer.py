@@ -58,8 +58,8 @@ def initial(config: TransformerConfig, seed: int, mesh: jax.sharding.Mesh) -> An
 
 
 def make_mesh(work: Work) -> jax.sharding.Mesh:
-    meshes.cores_as_devices([work.prompts])
-    return meshes.make(meshes.MeshConfig())
+    usual = meshes.MeshConfig()
+    return meshes.make(usual, meshes.available(usual, [work.prompts]))
 
 
 def prompts_of(work: Work, step: int, mesh: jax.sharding.Mesh) -> Prompts:
