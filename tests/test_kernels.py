@@ -99,6 +99,7 @@ def test_other_responses_are_not_even_read() -> None:
     assert jnp.isfinite(mixed).all(axis=(0, 1, 3, 4, 5)).tolist() == [True, False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_model_scores_alike(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, kernel, KERNELS[kernel])
@@ -141,6 +142,7 @@ print(jax.device_count())
 """
 
 
+@pytest.mark.slow
 def test_shards_attend_on_their_own() -> None:
     folder = Path(__file__).parent
     paths = os.pathsep.join([str(folder), str(folder.parent), os.environ.get("PYTHONPATH", "")])
@@ -196,17 +198,24 @@ def test_splash_attention_has_no_double_precision() -> None:
 
 
 @pytest.mark.parametrize(
-    ("platform", "compute", "chosen"),
+    ("platform", "maker", "compute", "chosen"),
     [
-        ("cpu", None, "plain"),
-        ("gpu", None, "cudnn"),
-        ("gpu", "float32", "plain"),
-        ("tpu", None, "splash"),
-        ("tpu", "float32", "splash"),
+        ("cpu", "cpu", None, "plain"),
+        ("gpu", "cuda 9.0", None, "cudnn"),
+        ("gpu", "cuda 9.0", "float32", "plain"),
+        ("gpu", "cuda 7.5", None, "plain"),
+        ("gpu", "rocm 9.0", None, "plain"),
+        ("tpu", "tpu", None, "splash"),
+        ("tpu", "tpu", "float32", "splash"),
     ],
 )
 def test_the_bench_takes_the_device_s_kernel(
-    platform: str, compute: str | None, chosen: str, monkeypatch: pytest.MonkeyPatch
+    platform: str, maker: str, compute: str | None, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform=platform)])
+    device = SimpleNamespace(
+        platform=platform,
+        client=SimpleNamespace(platform_version=maker),
+        compute_capability=maker[-3:],
+    )
+    monkeypatch.setattr(jax, "devices", lambda: [device])
     assert bench.fitted("125m", compute).attention == chosen

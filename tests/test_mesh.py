@@ -37,6 +37,7 @@ CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_coun
 MESHES = ("data", "fsdp", "data×tensor")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("stage", ["sft", "reward", "foresight", "align"])
 def test_gradients_are_those_of_one_device(figures: Figures, stage: str, mesh: str) -> None:
@@ -49,24 +50,28 @@ def test_gradients_are_those_of_one_device(figures: Figures, stage: str, mesh: s
         assert np.linalg.norm(got - expected) <= 1e-4 * size, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_sampled_tokens_are_those_of_one_device(figures: Figures, mesh: str) -> None:
     np.testing.assert_array_equal(figures[f"tokens/{mesh}"], figures["tokens/one"])
     assert len(np.unique(figures["tokens/one"].reshape(-1, 6), axis=0)) > 20
 
 
+@pytest.mark.slow
 def test_between_tokens_only_tensor_parallel_devices_speak(figures: Figures) -> None:
     """Shards of the batch end at different steps: a collective among them would wait for ever."""
     found = {mesh: int(figures[f"collectives/{mesh}"]) for mesh in MESHES}
     assert found["data"] == found["fsdp"] == 0 < found["data×tensor"]
 
 
+@pytest.mark.slow
 def test_no_logits_are_sent_around(figures: Figures) -> None:
     """Each shard has its own chunks of them: only their sums cross a tensor axis."""
     found = {mesh: int(figures[f"chunks/{mesh}"]) for mesh in MESHES}
     assert found["data"] == found["fsdp"] == 0 < found["data×tensor"]
 
 
+@pytest.mark.slow
 def test_parameters_are_divided_as_the_mesh_says(figures: Figures) -> None:
     """The query weights [layers, width, heads·d]: width over fsdp, heads over tensor."""
     lies = {mesh: figures[f"lies/{mesh}"].tolist() for mesh in ("one", *MESHES)}
