@@ -2,7 +2,7 @@
 
 Command:   python experiments/benchmarks/growth.py
            (with --axes K P: those alone)
-Cost:      12 minutes on two idle cores, 4 GB of memory
+Cost:      14 minutes on two idle cores with --rounds 2, 4 GB of memory
 Expected:  experiments/results/benchmarks/growth.md: which phases grow faster than their arithmetic
 
 One size changes at a time: K, P, T, V or the parameters, from the 1m preset with 8 prompts of 64
