@@ -92,3 +92,13 @@ def test_truncation_against_the_law_by_hand(precision: jnp.dtype) -> None:
 def test_impossible_laws_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         SamplingConfig(**options)
+
+
+def test_a_draw_finds_its_token_in_a_later_run() -> None:
+    """In the middle of every token's share of the CDF, over more than three runs of tokens."""
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=200), jnp.float32)
+    law = np.asarray(jax.nn.softmax(logits), np.float64)
+    middle = jnp.asarray(np.cumsum(law) - law / 2, jnp.float32)
+    token, log_prob = drawing.draw(jnp.broadcast_to(logits, (200, 200)), middle)
+    np.testing.assert_array_equal(token, np.arange(200))
+    np.testing.assert_allclose(log_prob, np.log(law), atol=1e-4)
