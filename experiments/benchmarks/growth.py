@@ -6,15 +6,15 @@ Cost:      14 minutes on two idle cores with --rounds 2, 4 GB of memory
 Expected:  experiments/results/benchmarks/growth.md: which phases grow faster than their arithmetic
 
 One size changes at a time: K, P, T, V or the parameters, from the 1m preset with 8 prompts of 64
-tokens. Each point is one `infalign bench`. Foretold is the time of the phase's FLOPs or bytes
-(`lm/arithmetic.py`), whichever take longer at what the device does with products of the point's own
-shapes and with copies; and the least memory that the phase can do with. An exponent is the
-least-squares slope of a logarithm over the size's, so that 1 is proportional; measured and foretold
-ones are fitted to the same points. What each call costs besides, at small sizes, hides growth at
-large ones: so there is a second exponent, of the upper half of the sizes alone. A phase is named
-where either is more than 0.1 above the foretold one. That is a complexity to mend where it also
-passes FLOPs and bytes; else a part that uses less of the device has come to weigh more, or sizes
-have outgrown a cache.
+tokens. Each point is one `infalign bench`, but on one device of a CPU. Foretold is the time of the
+phase's FLOPs or bytes (`lm/arithmetic.py`), whichever take longer at what the device does with
+products of the point's own shapes and with copies; and the least memory that the phase can do with.
+An exponent is the least-squares slope of a logarithm over the size's, so that 1 is proportional;
+measured and foretold ones are fitted to the same points. What each call costs besides, at small
+sizes, hides growth at large ones: so there is a second exponent, of the upper half of the sizes
+alone. A phase is named where either is more than 0.1 above the foretold one. That is a complexity
+to mend where it also passes FLOPs and bytes; else a part that uses less of the device has come to
+weigh more, or sizes have outgrown a cache.
 """
 
 import argparse

@@ -35,6 +35,7 @@ from infalign_jax.batches import Prompts, Responses, Rollouts
 from infalign_jax.drawing import SamplingConfig
 from infalign_jax.lm import transformer
 from infalign_jax.lm.sizes import SIZES, Size
+from infalign_jax.runtime import measure
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.mesh import MeshConfig
 
@@ -144,9 +145,7 @@ def row(lower: Callable[[], Any], mesh: Mesh, size: Size) -> list[Any]:
         if FULL not in str(error):
             raise
         return ["", "", "", "", "", "", "does not fit", f"{time.perf_counter() - begun:.0f}"]
-    seconds, used = time.perf_counter() - begun, program.memory_analysis()
-    memory = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
-    memory = f"{(memory + used.temp_size_in_bytes) / 2**30:.2f}"
+    seconds, memory = time.perf_counter() - begun, f"{measure.memory_of(program) / 2**30:.2f}"
     return [*figures(program.as_text(), mesh, size), memory, f"{seconds:.0f}"]
 
 

@@ -4,8 +4,7 @@ Lanes decode responses side by side: [B, K] of them, K lanes to each prompt in h
 prompt's keys and values once. A lane's own keys and values stand in a ring of places, which all
 lanes write at the same place, however long their responses are by now: a response has at most T
 tokens, so of T places none is wanted twice, and writing needs no scatter; with fewer a ring must
-grow before it is full. Keys keep their positions'
-rotation, so the order of places means nothing.
+grow before it is full. Keys keep their positions' rotation, so the order of places means nothing.
 
 On CPU two things count: a cache is an array of its own for each layer (a stack of layers would be
 copied whole at every token), and keys lie with their places last, values with their places before

@@ -1,7 +1,8 @@
 """Attention by a library's fused kernel, where whole sequences pass through an accelerator.
 
-Both functions mean what `attention.attend` means, and keep no score either; what they give for
-padding is finite and otherwise free. A kernel works on the arrays of one device: within
+Both functions mean what `attention.attend` means, and keep no score either (cuDNN is given the mask
+as a bias, of a number for each query and key); what they give for padding is finite and otherwise
+free. A kernel works on the arrays of one device: within
 `runtime.mesh.within` each shard of the batch, and of the heads, calls it on its own.
 """
 

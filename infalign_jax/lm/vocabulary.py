@@ -120,8 +120,8 @@ def divergence(
     rows = meshes.rows(len(hidden))
 
     def own(fixed: Array, fixed_table: Array, hidden: Array, table: Array) -> Array:
-        tables = (x.astype(hidden.dtype) for x in (fixed_table, table))
-        return _divergence(wide, size, fixed, next(tables), hidden, next(tables))
+        fixed_table, table = (x.astype(hidden.dtype) for x in (fixed_table, table))
+        return _divergence(wide, size, fixed, fixed_table, hidden, table)
 
     divided = meshes.by_shards(own, (rows, WHOLE, rows, WHOLE), rows, meshes.BATCH)
     return divided(fixed, fixed_table, hidden, table)
