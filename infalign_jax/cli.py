@@ -171,7 +171,7 @@ def _bench(options: argparse.Namespace) -> None:
     usual = SIZES[options.preset].shape
     given = {name: getattr(options, name) for name in usual._fields}
     shape = usual._replace(**{name: n for name, n in given.items() if n is not None})
-    model = bench.fitted(options.preset, options.compute)
+    model = bench.fitted(options.preset, options.compute, shape)
     result = bench.run(model, shape, options.rounds)
     printing.deliver(result, bench_text.text(result, earlier), options.json)
 

@@ -8,8 +8,8 @@ side until the last response has ended, which is fastest where lengths are alike
 
 The outer loop takes prompts in hand, which copies their keys and values; the inner one decodes
 token by token and writes only to the lanes' own caches (`lm/decoding.py` says how they lie). Those
-begin small and grow twice where T is large and no lane goes on, so that early tokens read no places
-that nothing stands in yet.
+begin small and grow where T is large and no lane goes on, so that early tokens read few places that
+nothing stands in yet.
 Nothing is asked of the host. `programs.make_sample` gives each shard of the batch its own queue.
 
 Neither A and L, nor the batch that a prompt sits in, nor its place there, nor the mesh changes what
@@ -28,7 +28,8 @@ from infalign_jax.lm.attention import KeyValues
 from infalign_jax.lm.decoding import Decoder, Places
 from infalign_jax.lm.transformer import Params, TransformerConfig
 
-SHORT_RING = 32  # places: a ring is not begun with fewer
+LONG = 128  # tokens: rings of fewer places do not grow
+RING_SIZES = 4
 
 
 class _Batch(NamedTuple):
@@ -99,9 +100,10 @@ def _ring_sizes(batch: _Batch) -> tuple[int, ...]:
     lanes that go on to further responses, which go around the full ring most of the time.
     """
     length = batch.uniform.shape[2]
-    if length < 4 * SHORT_RING or _side_by_side(batch) != batch.uniform.shape[:2]:
+    if length < LONG or _side_by_side(batch) != batch.uniform.shape[:2]:
         return (length,)
-    return (length // 4, length // 2, length)
+    step = -(-length // RING_SIZES)
+    return (*range(step, length, step), length)
 
 
 def _side_by_side(batch: _Batch) -> tuple[int, int]:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import toy
 from jax._src.cudnn import fused_attention_stablehlo as jax_cudnn
+from jax.sharding import AxisType
 
 from infalign_jax import programs
 from infalign_jax.batches import Array
@@ -114,6 +115,25 @@ def test_a_model_scores_alike(kernel: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert not np.array_equal(*found)
 
 
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN runs on NVIDIA's GPUs alone")
+@pytest.mark.parametrize(("K", "T", "P"), [(3, 5, 7), (1, 7, 0), (2, 64, 32)])
+def test_cudnn_itself_is_the_plain_attention(K: int, T: int, P: int) -> None:
+    """In bfloat16, whose rounding of operands the plain attention is given too."""
+    (q, own, own_mask, prefix, before), real = operands(K, T, P)
+    q, own, prefix = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (q, own, prefix))
+    with jax.numpy_dtype_promotion("standard"):
+        found = outcome(kernels.cudnn, (q, own, own_mask, prefix, before), real)
+        q, own, prefix = jax.tree.map(lambda x: x.astype(WIDE), (q, own, prefix))
+        rounded = (q, own, own_mask, prefix, before)
+        plain = outcome(lambda *own: attention.attend(*own, WIDE), rounded, real)
+
+    def check(a: Array, b: Array) -> None:
+        difference = np.linalg.norm(np.asarray(a, np.float32) - b)
+        assert difference <= 1e-2 * np.linalg.norm(b)
+
+    jax.tree.map(check, found, plain)
+
+
 def test_cudnn_is_given_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """JAX checks the shapes when it lowers: here for odd lengths, without a GPU."""
     monkeypatch.setattr(jax_cudnn, "check_cudnn_version", lambda: 91_000)
@@ -165,7 +185,8 @@ def test_what_a_mesh_does_not_divide_is_computed_whole(
         return q
 
     monkeypatch.setattr(kernels, "_cudnn", recorded)
-    mesh = jax.sharding.AbstractMesh((2, 1, 2), meshes.AXES)
+    kinds = (AxisType.Auto,) * 3
+    mesh = jax.sharding.AbstractMesh((2, 1, 2), meshes.AXES, axis_types=kinds)
     shapes = jax.ShapeDtypeStruct((batch, heads, 1, 1, 2, 8), WIDE)
     own = KeyValues(*[jax.ShapeDtypeStruct((batch, heads, 1, 2, 8), WIDE)] * 2)
     mask = jax.ShapeDtypeStruct((1, 1, 2, 2), bool)
@@ -212,10 +233,35 @@ def test_splash_attention_has_no_double_precision() -> None:
 def test_the_bench_takes_the_device_s_kernel(
     platform: str, maker: str, compute: str | None, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device = SimpleNamespace(
+    monkeypatch.setattr(jax, "devices", lambda: [a_device(platform, maker, 80)])
+    assert bench.fitted("125m", compute).attention == chosen
+
+
+def a_device(platform: str, maker: str, memory: int) -> SimpleNamespace:
+    """With so many GiB."""
+    return SimpleNamespace(
         platform=platform,
         client=SimpleNamespace(platform_version=maker),
         compute_capability=maker[-3:],
+        memory_stats=lambda: {"bytes_limit": memory * 2**30},
     )
-    monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert bench.fitted("125m", compute).attention == chosen
+
+
+@pytest.mark.parametrize(
+    ("platform", "memory", "kept", "unroll"),
+    [
+        ("gpu", 80, "nothing", 12),
+        ("gpu", 16, "cheap", 1),
+        ("gpu", 8, "everything", 1),
+        ("tpu", 80, "nothing", 1),
+    ],
+)
+def test_the_bench_keeps_what_memory_has_room_for(
+    platform: str, memory: int, kept: str, unroll: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The preset of 125m takes 18.6 GiB of a GPU's with all kept, 14.7 of a TPU's with "cheap"."""
+    monkeypatch.setattr(jax, "devices", lambda: [a_device(platform, "cuda 9.0", memory)])
+    model = bench.fitted("125m")
+    assert (model.rematerialise, model.unroll) == (kept, unroll)
+    monkeypatch.setattr(jax, "devices", lambda: [a_device(platform, "cuda 9.0", memory)] * 16)
+    assert bench.fitted("125m").rematerialise == "nothing"

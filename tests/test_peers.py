@@ -38,8 +38,10 @@ def test_the_work_has_the_parameters_of_our_model(name: str) -> None:
 
 def test_the_rows_are_of_the_sizes_they_are_named_for() -> None:
     sizes = {name: race.work.parameters / 1e6 for name, race in peers.RACES.items()}
+    named = {"1m": 1.25, "5m": 5.25, "125m": 128.4}
     for name, size in sizes.items():
-        assert size == pytest.approx(5.2 if "5m" in name else 1.25, rel=0.02), name
+        of = next(part for part in name.split("-") if part in named)
+        assert size == pytest.approx(named[of], rel=0.02), name
 
 
 def test_prompts_are_the_same_for_all_and_others_at_each_step() -> None:

@@ -30,7 +30,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,11 @@ ROOT, RACERS = Path(__file__).parents[2], Path(__file__).parent / "racers"
 THROWN = 20  # rounds in a row, after which the machine is too busy to race on
 SIDES = ("ours", "peer")
 LARGE = {"width": 256, "layers": 6, "mlp_width": 768}
+ON_GPU = {
+    "device": "gpu", "compute": "bfloat16", "prompt": 256, "response": 256, "prompts": 16,
+    "vocab": 32_000, "width": 768, "layers": 12, "heads": 12, "kv_heads": 4, "mlp_width": 3072,
+}  # fmt: skip
+COMPILED = {"prefill": "repeated", "cache": "static", "compile": True}
 
 REWARDS = (
     "Rewards, the same on both sides: a model of the policy's size with random weights, or a "
@@ -64,6 +69,7 @@ class Race:
     racer: str
     venv: str
     work: Work
+    settings: dict[str, Any] = field(default_factory=dict)  # of the peer, over its defaults
 
 
 RACES = {
@@ -80,7 +86,14 @@ RACES = {
     "tunix-5m": Race("Tunix GRPO", "tunix", "tunix", Work("grpo", reward="function", **LARGE)),
     "sample-1m-k8": Race("HF generate", "hf", "trl", Work("sample")),
     "sample-1m-k32": Race("HF generate", "hf", "trl", Work("sample", responses=32)),
+    "gpu-grpo-125m": Race("TRL GRPO", "trl", "trl", Work("grpo", **ON_GPU)),
+    "gpu-sample-125m": Race("HF generate", "hf", "trl", Work("sample", **ON_GPU)),
+    "gpu-sample-125m-compiled": Race(
+        "HF generate", "hf", "trl", Work("sample", **ON_GPU), COMPILED
+    ),
 }
+
+ON_CPU = [name for name, race in RACES.items() if race.work.device == "cpu"]
 
 CANDIDATES: dict[str, list[dict[str, Any]]] = {  # what --try compares, beside the defaults
     "our": [{"unroll": 1}],
@@ -89,7 +102,7 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {  # what --try compares, beside t
     ],
     "hf": [
         {"attention": "eager"}, {"prefill": "repeated"}, {"prefill": "repeated", "cache": "static"},
-        {"prefill": "repeated", "cache": "static", "compile": True},
+        COMPILED,
     ],
     "tunix": [
         {"devices": 2}, {"max_inflight_computations": 1},
@@ -126,7 +139,8 @@ def one_side(options: argparse.Namespace, race: Race, side: str) -> tuple[Answer
     if options.load_check:
         load.wait_until_idle()
     racer = "our" if side == "ours" else race.racer
-    settings = options.settings.get(racer, {})
+    own = {} if side == "ours" else race.settings
+    settings = own | options.settings.get(racer, {})
     work = replace(race.work, **options.work, settings=settings)
     answer, others = ask(python_of(options, race, side), racer, work)
     print(f"  {side}: {statistics.median(answer['seconds']):.3f} s, others {others:.2f} cores")
@@ -249,7 +263,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--venvs", type=Path, default=Path("peers"), help="holds trl and tunix")
     parser.add_argument("--out", type=Path, default=ROOT / "experiments/results/benchmarks")
-    parser.add_argument("--rows", nargs="+", choices=RACES, default=list(RACES))
+    parser.add_argument("--rows", nargs="+", choices=RACES, default=ON_CPU)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--try", action="store_true", dest="trial", help="compare settings instead")
     parser.add_argument("--settings", type=json.loads, default={}, help='{"hf": {"cache": …}}')

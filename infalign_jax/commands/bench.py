@@ -5,7 +5,8 @@ As JSON, with `--json`:
 - `device`, `devices`, `versions`, `model`, `parameters`, `shape` (prompts, prompt,
   responses, response), `rounds`;
 - `ceilings`: bytes a second of a copy, and FLOP/s of products of the model's shapes in float32 and
-  bfloat16, at the rows of prefill, of decoding and of training; all devices together;
+  bfloat16, at the rows of training and, on CPU, at those of prefill and of decoding (of few rows an
+  accelerator's products are bound by memory and by launches); all devices together;
 - `phases`, by name: `seconds` (median), `least`, `most`, `tokens_per_second` (response tokens;
   absent from prefill), `flops` and `bytes` (by `lm/arithmetic.py`), `flops_per_second`,
   `bytes_per_second`, `bound` (compute or memory: what takes longer at its ceiling), `percent` of
@@ -38,25 +39,45 @@ from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.measure import Timing
 
 COPY = 2**28  # bytes
+# Memory that updates were seen to take, over `arithmetic.update_memory`, by `rematerialise`.
+TAKEN: dict[Any, float] = {"nothing": 2.0, "cheap": 1.5, "everything": 1.6}
 
 
-def fitted(preset: str, compute: str | None = None) -> TransformerConfig:
-    """A preset's model as this device runs it best.
+def fitted(
+    preset: str, compute: str | None = None, shape: Shape | None = None
+) -> TransformerConfig:
+    """A preset's model as this device runs it best, on a batch (by default the preset's own).
 
-    On CPU in float32 and without a loop over layers; elsewhere in bfloat16, with the kernel for
-    attention that there is for the device.
+    On CPU in float32; elsewhere in bfloat16, with the kernel for attention that there is for the
+    device. For the backward pass as much is kept as memory has room for. No loop over layers on
+    CPU, and none on GPU where all is kept, since a loop copies it.
 
     >>> fitted("1m", "float32").width
     128
     """
     meshes.cores_as_devices()
-    model, device = SIZES[preset].model, jax.devices()[0]
-    cpu = device.platform == "cpu"
+    model, devices = SIZES[preset].model, jax.devices()
+    device, cpu = devices[0], devices[0].platform == "cpu"
     kind: Any = compute or ("float32" if cpu else "bfloat16")
     kernel: Any = "splash" if device.platform == "tpu" else "plain"
     if kind == "bfloat16" and _has_flash_attention(device):
         kernel = "cudnn"
-    return replace(model, compute=kind, attention=kernel, unroll=model.layers if cpu else 1)
+    at_once = 2**27 if device.platform == "gpu" else model.logits_at_once
+    model = replace(model, compute=kind, attention=kernel, logits_at_once=at_once)
+    shape = shape or SIZES[preset].shape
+    own = shape._replace(prompts=-(-shape.prompts // _machines(devices)))
+    model = replace(model, rematerialise=_kept(model, own, measure.memory_limit(device)))
+    whole = cpu or (device.platform == "gpu" and model.rematerialise == "nothing")
+    return replace(model, unroll=model.layers if whole else 1)
+
+
+def _kept(model: TransformerConfig, shape: Shape, limit: int | None) -> Any:
+    """The `rematerialise` that computes least again in so much memory."""
+    for kind, taken in TAKEN.items():
+        needed = taken * arithmetic.update_memory(replace(model, rematerialise=kind), shape)
+        if limit is None or needed <= limit:
+            return kind
+    return "everything"
 
 
 def _has_flash_attention(device: jax.Device) -> bool:
@@ -125,8 +146,10 @@ def _machines(devices: list[jax.Device]) -> int:
 def _ceilings(model: TransformerConfig, shape: Shape, devices: int, rounds: int) -> dict[str, Any]:
     """What all devices together can do, measured on one."""
     wanted = sorted({*arithmetic.layer_products(model), (model.width, model.vocab_size)})
-    rows = {"prefill": shape.prompts * shape.prompt, "decode": shape.prompts * shape.responses}
-    rows["training"] = shape.tokens
+    rows = {"training": shape.tokens}
+    if jax.devices()[0].platform == "cpu":
+        of_few = {"prefill": shape.prompts * shape.prompt}
+        rows = of_few | {"decode": shape.prompts * shape.responses} | rows
     found: dict[str, Any] = {"bytes_per_second": devices * measure.copy_rate(COPY, rounds)}
     for dtype in ("float32", "bfloat16"):
         found[dtype] = {
@@ -178,5 +201,6 @@ def _row(
 
 def _needs(name: str, cost: Cost, ceilings: dict[str, Any]) -> tuple[float, float]:
     """The seconds that a phase's FLOPs and its bytes take at this device's ceilings."""
-    rows = name if name in ("prefill", "decode") else "training"
-    return cost.flops / ceilings["compute"][rows], cost.bytes / ceilings["bytes_per_second"]
+    rates = ceilings["compute"]
+    rate = rates.get(name, rates["training"])
+    return cost.flops / rate, cost.bytes / ceilings["bytes_per_second"]

@@ -31,13 +31,8 @@ def text(result: dict[str, Any], earlier: dict[str, Any] | None = None) -> str:
 def _about(result: dict[str, Any]) -> list[str]:
     shape, ceilings = result["shape"], result["ceilings"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    rates = [
-        [
-            dtype,
-            *(f"{ceilings[dtype][rows] / 1e9:,.0f}" for rows in ("prefill", "decode", "training")),
-        ]
-        for dtype in ("float32", "bfloat16")
-    ]
+    kinds = ("float32", "bfloat16")
+    rates = [[kind, *(f"{rate / 1e9:,.0f}" for rate in ceilings[kind].values())] for kind in kinds]
     return [
         f"{result['devices']} × {result['device']}, {versions}; "
         f"{result['parameters']:,} parameters, {result['model']['compute']}",
@@ -45,7 +40,7 @@ def _about(result: dict[str, Any]) -> list[str]:
         f"of {shape['response']} to each; medians of {result['rounds']} and their spread",
         "",
         f"copy: {ceilings['bytes_per_second'] / 1e9:,.1f} GB/s",
-        table(["products, GFLOP/s, at the rows of", "prefill", "decode", "training"], rates),
+        table(["products, GFLOP/s, at the rows of", *ceilings["float32"]], rates),
     ]
 
 

@@ -70,7 +70,7 @@ def prefill(config: TransformerConfig, shape: Shape) -> Cost:
 def decode(config: TransformerConfig, shape: Shape) -> Cost:
     """All responses, token by token: parameters and caches are read at every step.
 
-    The prompt's keys and values count once a step, whatever K is.
+    The prompt's keys and values count once a step, whatever K is; of a response's, those there are.
 
     >>> config, shape = TransformerConfig(), Shape(2, 3, 4, 5)
     >>> decode(config, shape).flops == forward(config, shape).flops - prefill(config, shape).flops
@@ -79,7 +79,7 @@ def decode(config: TransformerConfig, shape: Shape) -> Cost:
     keys = shape.prompt + shape.response
     flops = shape.tokens * (_per_token(config) + _logits(config))
     flops += _attention(config, shape.tokens * keys)
-    rings = _kept(config, shape.prompts * shape.responses * shape.response)
+    rings = _kept(config, shape.prompts * shape.responses) * (shape.response + 1) / 2  # on average
     step = _read(config) + _kept(config, shape.prompts * shape.prompt) + rings
     return Cost(flops, shape.response * step)
 

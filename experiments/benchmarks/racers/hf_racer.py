@@ -32,17 +32,34 @@ def llama_config(work: Work, attention: str) -> LlamaConfig:
     )  # fmt: skip
 
 
+def place(work: Work) -> dict[str, object]:
+    """Where a model's parameters lie, and in what precision."""
+    device = "cuda" if work.device == "gpu" else "cpu"
+    return {"device": device, "dtype": getattr(torch, work.compute)}
+
+
+def wait(work: Work) -> None:
+    """Until the device has done what it was asked for."""
+    if work.device == "gpu":
+        torch.cuda.synchronize()
+
+
 def generation(work: Work, settings: dict[str, object]) -> GenerationConfig:
     """Exactly T tokens, since no token ends a response, at temperature 1 and nothing truncated."""
     static = {"cache_implementation": "static"} if settings["cache"] == "static" else {}
-    compiled = CompileConfig(mode="default") if settings["compile"] else None
-    if compiled is not None:
+    compiled = CompileConfig() if settings["compile"] else None
+    if compiled is not None and work.device == "cpu":
+        compiled = CompileConfig(mode="default")
         compiled._compile_all_devices = True  # otherwise not on a CPU
     return GenerationConfig(
         max_new_tokens=work.response, do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
         eos_token_id=None, pad_token_id=0, compile_config=compiled,
         disable_compile=compiled is None, **static,
     )  # fmt: skip
+
+
+def ran_on(work: Work) -> str:
+    return torch.cuda.get_device_name() if work.device == "gpu" else f"{work.threads} threads"
 
 
 @torch.inference_mode()
@@ -68,18 +85,19 @@ def main() -> None:
         raise SystemExit("prefill: expected repeated with a static cache, got shared")
     torch.set_num_threads(work.threads)
     torch.manual_seed(0)
-    model = Llama(llama_config(work, settings["attention"])).eval()
+    model = Llama(llama_config(work, settings["attention"])).eval().to(**place(work))
     config, times = generation(work, settings), [time.perf_counter()]
     for step in range(work.warm_up + work.updates):
-        prompts = torch.from_numpy(prompt_tokens(work, step)).long()
+        prompts = torch.from_numpy(prompt_tokens(work, step)).long().to(model.device)
         tokens = respond(model, prompts, work.responses, config, shared)
+        wait(work)
         times.append(time.perf_counter())
         assert tokens.shape == (work.prompts * work.responses, work.prompt + work.response)
     chosen = ", ".join(f"{name} {value}" for name, value in settings.items())
     report(
         work, times, model.num_parameters(),
         {"transformers": transformers.__version__, "torch": torch.__version__},
-        f"generate, inference_mode, float32, no end token, {work.threads} threads; {chosen}",
+        f"generate, inference_mode, {work.compute}, no end token, {ran_on(work)}; {chosen}",
     )  # fmt: skip
 
 

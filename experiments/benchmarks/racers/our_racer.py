@@ -3,9 +3,9 @@
 Run by `peers.py`. A step is prompts -> rollouts -> rewards -> ranks among 128 reference rewards of
 the prompt -> Φ -> update, with log π_ref of every response. The reference rewards are made once,
 before training, so here they are read from a table, as in a run. The end token lies outside the
-vocabulary. Every core is a device of XLA's, as in `infalign run`. Its settings are fields of
-`TransformerConfig`; layers are unrolled by default, since on a CPU the body of a scan does without
-threads.
+vocabulary. On a CPU every core is a device of XLA's, as in `infalign run`. Its settings are fields
+of `TransformerConfig`, by default those that `infalign bench` would take for the device: on a CPU
+unrolled layers, since there the body of a scan does without threads; on a GPU cuDNN's attention.
 """
 
 import os
@@ -14,12 +14,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+from work import Work, even_share, prompt_tokens, read, report
+
+if read().device == "cpu":
+    os.environ["JAX_PLATFORMS"] = "cpu"
 
 import flax.linen as nn
 import jax
 import numpy as np
-from work import Work, even_share, prompt_tokens, read, report
 
 import infalign_jax
 from infalign_jax import calibration, frontier, learner, programs, training, transformations
@@ -36,7 +38,10 @@ Score = Callable[[Any, Prompts, Responses], Array]
 
 
 def settings_of(work: Work) -> dict[str, Any]:
-    return {"unroll": work.layers} | work.settings
+    usual: dict[str, Any] = {"unroll": work.layers, "compute": work.compute}
+    if work.device == "gpu":
+        usual |= {"attention": "cudnn", "logits_at_once": 2**27}
+    return usual | work.settings
 
 
 def model_config(work: Work) -> TransformerConfig:
@@ -150,7 +155,7 @@ def main() -> None:
     report(
         work, times,
         parameters, {"infalign_jax": infalign_jax.__version__, "jax": jax.__version__},
-        f"float32, {jax.device_count()} devices of XLA on as many cores, {what}; {chosen}",
+        f"{work.compute}, {jax.device_count()} × {jax.devices()[0].device_kind}, {what}; {chosen}",
     )  # fmt: skip
 
 

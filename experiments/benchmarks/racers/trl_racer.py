@@ -20,7 +20,7 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
-from hf_racer import llama_config
+from hf_racer import llama_config, place, ran_on, wait
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
@@ -35,13 +35,15 @@ DEFAULTS = {
 class Clock(transformers.TrainerCallback):
     """When training began, and when each optimiser step had ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, work: Work) -> None:
+        self.work = work
         self.times: list[float] = []
 
     def on_train_begin(self, *args: object, **kwargs: object) -> None:
         self.times.append(time.perf_counter())
 
     def on_step_end(self, *args: object, **kwargs: object) -> None:
+        wait(self.work)
         self.times.append(time.perf_counter())
 
 
@@ -67,8 +69,9 @@ def shared_arguments(work: Work, settings: dict[str, object], directory: str) ->
         "output_dir": directory, "max_steps": work.warm_up + work.updates, "beta": work.beta,
         "gradient_accumulation_steps": work.prompts * work.responses // micro,
         "per_device_train_batch_size": micro // 2 if work.algorithm == "online_dpo" else micro,
-        "gradient_checkpointing": False, "bf16": False,
-        "use_cpu": True, "learning_rate": 1e-4, "temperature": 1.0, "top_p": 1.0, "top_k": 0,
+        "gradient_checkpointing": False, "bf16": work.compute == "bfloat16",
+        "use_cpu": work.device == "cpu", "learning_rate": 1e-4,
+        "temperature": 1.0, "top_p": 1.0, "top_k": 0,
         "cache_implementation": cache, "torch_compile": settings["torch_compile"],
         "optim": settings["optim"], "report_to": "none", "save_strategy": "no",
         "logging_strategy": "no", "disable_tqdm": True, "dataloader_num_workers": 0, "seed": 0,
@@ -80,9 +83,10 @@ def make_trainer(work: Work, settings: dict[str, object], directory: str) -> tra
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(directory)  # TRL reads the reference from there
     policy = LlamaForCausalLM.from_pretrained(
-        directory, attn_implementation=settings["attention"], dtype=torch.float32
+        directory, attn_implementation=settings["attention"], dtype=place(work)["dtype"]
     )
     scorer = LlamaForSequenceClassification(llama_config(work, settings["attention"]))
+    scorer.to(**place(work))
     steps = range(work.warm_up + work.updates)
     prompts = [text(row) for step in steps for row in prompt_tokens(work, step)]
     made = {
@@ -123,7 +127,7 @@ def main() -> None:
     work = read()
     if work.algorithm == "online_dpo" and work.responses != 2:
         raise SystemExit(f"online_dpo: expected 2 responses a prompt, got {work.responses}")
-    settings, clock = DEFAULTS | work.settings, Clock()
+    settings, clock = DEFAULTS | work.settings, Clock(work)
     torch.set_num_threads(work.threads)
     with tempfile.TemporaryDirectory() as directory:
         trainer = make_trainer(work, settings, directory)
@@ -135,7 +139,7 @@ def main() -> None:
     report(
         work, clock.times,
         trainer.model.num_parameters(), versions,
-        f"float32, no gradient checkpointing, no logging, {work.threads} threads; {chosen}",
+        f"{work.compute}, no gradient checkpointing, no logging, {ran_on(work)}; {chosen}",
     )  # fmt: skip
 
 

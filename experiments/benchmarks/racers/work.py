@@ -41,6 +41,8 @@ class Work:
     updates: int = 8
     warm_up: int = 3
     threads: int = 2
+    device: str = "cpu"  # or "gpu"
+    compute: str = "float32"  # or "bfloat16"
     settings: dict[str, Any] = field(default_factory=dict)  # the racer's own, over its defaults
 
     @property
