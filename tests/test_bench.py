@@ -36,7 +36,7 @@ def batch(shape: Shape) -> tuple[Prompts, Responses]:
     size, each = shape[:2], (shape.prompts, shape.responses, shape.response)
     tokens = jax.ShapeDtypeStruct
     return (
-        Prompts(tokens(size, int), tokens(size, bool), tokens(size[:1], int)),
+        Prompts(tokens(size, jnp.int32), tokens(size, bool), tokens(size[:1], jnp.int32)),
         Responses(tokens(each, jnp.int32), tokens(each, bool)),
     )
 
