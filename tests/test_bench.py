@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -123,6 +124,26 @@ def test_an_earlier_result_is_compared(result: dict[str, Any], tmp_path: Path) -
     lines = bench_text.text(result, bench.earlier(tmp_path / "before.json")).splitlines()
     ends = {line.split("  ")[0]: line.split()[-1] for line in lines[-7:]}
     assert (ends["update"], ends["whole step"]) == ("3.00", "1.00")
+
+
+@pytest.mark.parametrize(("platform", "machines"), [("cpu", 1), ("tpu", 4)])
+def test_ceilings_are_those_of_all_devices(
+    monkeypatch: pytest.MonkeyPatch, platform: str, machines: int
+) -> None:
+    """A CPU's devices share one memory and one speed; others each have their own."""
+    products: list[int] = []
+
+    def rate(sizes: Any, dtype: jnp.dtype, rounds: int) -> float:
+        products.append(sizes[0][0])
+        return 5.0
+
+    monkeypatch.setattr(measure, "product_rate", rate)
+    monkeypatch.setattr(measure, "copy_rate", lambda size, rounds: 7.0)
+    devices: Any = [SimpleNamespace(platform=platform)] * 4
+    found = bench._ceilings(MODEL, SHAPE, bench._machines(devices), 1)
+    assert found["bytes_per_second"] == 7 * machines
+    assert set(found["compute"].values()) == {5.0 * machines}
+    assert products[-1] == SHAPE.tokens / machines
 
 
 @pytest.mark.parametrize(
