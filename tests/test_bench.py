@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +26,11 @@ from infalign_jax.runtime import measure
 
 MODEL = TransformerConfig(512, 256, 2, 4, 2, 768, unroll=2)
 SHAPE = Shape(2, 24, 3, 16)
+NARROW = TransformerConfig(64, 128, 2, 2, 1, 64, unroll=2)
+LONG = Shape(2, 1024, 3, 1024)
+either = pytest.mark.parametrize(
+    ("model", "shape"), [(MODEL, SHAPE), (NARROW, LONG)], ids=["mostly layers", "mostly attention"]
+)
 
 
 def counted(function: Any, *operands: Any) -> float:
@@ -36,44 +42,48 @@ def batch(shape: Shape) -> tuple[Prompts, Responses]:
     size, each = shape[:2], (shape.prompts, shape.responses, shape.response)
     tokens = jax.ShapeDtypeStruct
     return (
-        Prompts(tokens(size, int), tokens(size, bool), tokens(size[:1], int)),
+        Prompts(tokens(size, jnp.int32), tokens(size, bool), tokens(size[:1], jnp.int32)),
         Responses(tokens(each, jnp.int32), tokens(each, bool)),
     )
 
 
-def test_model_flops_are_those_that_xla_counts() -> None:
-    params, (x, y) = nn.unbox(programs.boxed_params(MODEL)), batch(SHAPE)
-    forward = partial(transformer.log_probs, MODEL)
+@either
+def test_model_flops_are_those_that_xla_counts(model: TransformerConfig, shape: Shape) -> None:
+    params, (x, y) = nn.unbox(programs.boxed_params(model)), batch(shape)
+    forward = partial(transformer.log_probs, model)
     found = counted(forward, params, x, y)
-    assert found == pytest.approx(arithmetic.forward(MODEL, SHAPE).flops, rel=0.03)
-    hidden = counted(partial(transformer.hidden_states, MODEL), params, x, y)
-    assert hidden == pytest.approx(arithmetic.forward(MODEL, SHAPE, logits=False).flops, rel=0.03)
-    prefill = counted(partial(transformer.prefill, MODEL), params, x)
-    assert prefill == pytest.approx(arithmetic.prefill(MODEL, SHAPE).flops, rel=0.03)
-    # What the backward pass computes again is not counted as the model's: logits, by their chunk.
+    assert found == pytest.approx(arithmetic.forward(model, shape).flops, rel=0.03)
+    hidden = counted(partial(transformer.hidden_states, model), params, x, y)
+    assert hidden == pytest.approx(arithmetic.forward(model, shape, logits=False).flops, rel=0.03)
+    prefill = counted(partial(transformer.prefill, model), params, x)
+    assert prefill == pytest.approx(arithmetic.prefill(model, shape).flops, rel=0.03)
+    # What the backward pass computes again is not counted as the model's: logits, by their chunk,
+    # and attention's scores.
     back = counted(
         lambda *own: jax.grad(lambda p: forward(p, *own[1:]).sum())(own[0]), params, x, y
     )
-    again = SHAPE.tokens * 2 * MODEL.width * MODEL.vocab_size
-    assert back - again == pytest.approx(arithmetic.update(MODEL, SHAPE).flops, rel=0.05)
+    pairs = shape.prompts * shape.prompt**2 + shape.tokens * (shape.prompt + shape.response)
+    again = 2 * model.width * (shape.tokens * model.vocab_size + model.layers * pairs)
+    assert back - again == pytest.approx(arithmetic.update(model, shape).flops, rel=0.03)
 
 
-def test_decoding_flops_are_those_that_xla_counts() -> None:
-    b, p, k, t = SHAPE
-    params = nn.unbox(programs.boxed_params(MODEL))
-    decoder = jax.eval_shape(partial(transformer.decoder, MODEL), params)
-    cache = jax.eval_shape(lambda: decoding.empty_cache(MODEL, b, k, t))
-    _, prefix = jax.eval_shape(partial(transformer.prefill, MODEL), params, batch(SHAPE)[0])
-    turned = jax.eval_shape(lambda: layers.turns(MODEL, jnp.zeros((b, k), jnp.int32)))
+@either
+def test_decoding_flops_are_those_that_xla_counts(model: TransformerConfig, shape: Shape) -> None:
+    b, p, k, t = shape
+    params = nn.unbox(programs.boxed_params(model))
+    decoder = jax.eval_shape(partial(transformer.decoder, model), params)
+    cache = jax.eval_shape(lambda: decoding.empty_cache(model, b, k, t))
+    _, prefix = jax.eval_shape(partial(transformer.prefill, model), params, batch(shape)[0])
+    turned = jax.eval_shape(lambda: layers.turns(model, jnp.zeros((b, k), jnp.int32)))
     some = jax.ShapeDtypeStruct
     places = Places(turned, some((b, k, t), bool), some((b, p), bool), some((), jnp.int32))
 
     def token(decoder: Any, prefix: Any, cache: Any, tokens: Any, places: Any) -> Any:
-        hidden, cache = decoding.advance(MODEL, decoder, prefix, cache, tokens, places)
+        hidden, cache = decoding.advance(model, decoder, prefix, cache, tokens, places)
         return jnp.einsum("bkd,vd->bkv", hidden, decoder.embedding), cache
 
     one = counted(token, decoder, prefix, cache, some((b, k), jnp.int32), places)
-    assert t * one == pytest.approx(arithmetic.decode(MODEL, SHAPE).flops, rel=0.05)
+    assert t * one == pytest.approx(arithmetic.decode(model, shape).flops, rel=0.03)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -114,6 +124,26 @@ def test_a_percentage_is_of_the_ceiling_that_binds() -> None:
     assert (rows["reward scoring"]["bound"], rows["reward scoring"]["percent"]) == ("memory", 37.5)
     assert rows["whole step"]["percent"] == 87.5
     assert rows["update"]["tokens_per_second"] == SHAPE.tokens / 8
+
+
+@pytest.mark.parametrize(("platform", "machines"), [("cpu", 1), ("tpu", 4)])
+def test_ceilings_are_those_of_all_devices(
+    monkeypatch: pytest.MonkeyPatch, platform: str, machines: int
+) -> None:
+    """A CPU's devices share one memory and one speed; others each have their own."""
+    products: list[int] = []
+
+    def rate(sizes: Any, dtype: jnp.dtype, rounds: int) -> float:
+        products.append(sizes[0][0])
+        return 5.0
+
+    monkeypatch.setattr(measure, "product_rate", rate)
+    monkeypatch.setattr(measure, "copy_rate", lambda size, rounds: 7.0)
+    devices: Any = [SimpleNamespace(platform=platform)] * 4
+    found = bench._ceilings(MODEL, SHAPE, bench._machines(devices), 1)
+    assert found["bytes_per_second"] == 7 * machines
+    assert set(found["compute"].values()) == {5.0 * machines}
+    assert products[-1] == SHAPE.tokens / machines
 
 
 def test_an_earlier_result_is_compared(result: dict[str, Any], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from jax.sharding import AxisType
 
 from infalign_jax.lm import transformer
 from infalign_jax.lm.transformer import TransformerConfig
@@ -85,7 +86,8 @@ def test_parameters_are_divided_as_the_mesh_says(figures: Figures) -> None:
 
 def abstract(**sizes: int) -> jax.sharding.AbstractMesh:
     names = ("data", "fsdp", "tensor")
-    return jax.sharding.AbstractMesh(tuple(sizes.get(name, 1) for name in names), names)
+    shape = tuple(sizes.get(name, 1) for name in names)
+    return jax.sharding.AbstractMesh(shape, names, axis_types=(AxisType.Auto,) * 3)
 
 
 @pytest.mark.parametrize(
