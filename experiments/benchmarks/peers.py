@@ -7,7 +7,7 @@ Command:   python -m venv peers/trl
            peers/tunix/bin/pip install google-tunix==0.1.7 jax==0.10.2
            python experiments/benchmarks/peers.py --venvs peers
            (with --try: each side's settings beside one another instead)
-Cost:      30 minutes on two idle cores for the seven rows of the README
+Cost:      40 minutes on two idle cores for the rows of the README
 Expected:  experiments/results/benchmarks/peers.md: ratios above 1 where this library is faster
 
 Same architecture and number of parameters, from scratch; same vocabulary and prompts; every
