@@ -9,11 +9,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from infalign_jax import __version__
 from infalign_jax.commands import questions
+from infalign_jax.runtime import parent, stopping
 
 RUN = """\
 Run an experiment: from preference pairs to an aligned policy and its report. Finished stages
@@ -37,24 +37,23 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a run as Ctrl-C does."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; `arguments` default to the process's own.
 
-    0: done; 2: a mistake that one line on standard error explains; 130 and 143: stopped by Ctrl-C
-    or SIGTERM, to be continued by the same command. `--help` and `--version` raise SystemExit.
+    0: done; 2: a mistake that one line on standard error explains; 130: stopped by Ctrl-C, and 75:
+    by SIGTERM or the loss of a host, to be continued by the same command. `--help` and `--version`
+    raise SystemExit.
 
     >>> main(["rum", "experiments/quickstart.py"])
     2
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         options = _read(arguments)
-        {"run": _run, "report": _report, "bench": _bench}.get(options.command, _ask)(options)
+        if options.command == "run" and _one_of_several(options) and not parent.is_child():
+            return parent.watch(arguments)
+        with stopping.heard():
+            {"run": _run, "report": _report, "bench": _bench}.get(options.command, _ask)(options)
     except (ValueError, OSError, FloatingPointError) as error:
         if "--traceback" in arguments:
             traceback.print_exc()
@@ -63,14 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         command = shlex.join(["infalign", *arguments])
         print(f"infalign: stopped; to continue, run again: {command}", file=sys.stderr)
-        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        return stopping.AGAIN if isinstance(stop, stopping.Stopped) else 128 + signal.SIGINT
     return 0
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise _Terminated
+def _one_of_several(options: argparse.Namespace) -> bool:
+    return options.num_processes is not None or parent.launched()
 
 
 def _parser() -> _Parser:
@@ -95,6 +92,9 @@ def _parser() -> _Parser:
     run.add_argument("--out", type=Path, help="output directory (default: runs/EXPERIMENT)")
     run.add_argument("--stage", help="go no further than this stage")
     run.add_argument("--seed", help="the same as --set seed=SEED")
+    run.add_argument("--coordinator", metavar="HOST:PORT", help="of several processes, the first's")
+    run.add_argument("--process-id", type=int, help="this process, from 0 on")
+    run.add_argument("--num-processes", type=int, help="how many there are")
     report = _command(commands, "report", "draw the report of a run again", REPORT)
     report.add_argument("directory", metavar="DIR", type=Path, help="the run's output directory")
     for name, (brief, text) in questions.TEXTS.items():
@@ -142,6 +142,9 @@ def _run(options: argparse.Namespace) -> None:
     seed = [] if options.seed is None else [f"seed={options.seed}"]
     experiment = config.override(config.load(options.experiment), [*options.set, *seed])
     _keep_compiled_programs()
+    from infalign_jax.runtime import hosts
+
+    hosts.join(options.coordinator, options.process_id, options.num_processes)
     from infalign_jax import pipeline
 
     pipeline.run(experiment, options.out or Path("runs", options.experiment.stem), options.stage)

@@ -8,6 +8,7 @@ import difflib
 import io
 import json
 import time
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from infalign_jax import config as configs
 from infalign_jax import programs, report
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm.arithmetic import Shape
+from infalign_jax.runtime import hosts
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.files import exclusive, write_bytes, write_text
 from infalign_jax.stages import align, evaluate, facts, language, reference, text
@@ -67,7 +69,8 @@ evaluate, report, got calibrat; did you mean calibrate?
     if until >= STAGES.index("align"):
         for policy in experiment.policies:  # a KL out of reach is to be heard of now, not then
             align.target(policy)
-    with exclusive(out):
+    with ExitStack() as stack:
+        hosts.shared(lambda: bool(stack.enter_context(exclusive(out))))
         return _run(Run(experiment, out, mesh), until)
 
 
@@ -139,7 +142,7 @@ def _run(run: Run, until: int) -> dict[str, Any]:
         return {}
     results = _evaluated(run, words, policies, evaluate.Judges(scorer, judge, sft), costs)
     if until == STAGES.index("report"):
-        say(f"report  {report.draw(run.out)}")
+        hosts.shared(lambda: say(f"report  {report.draw(run.out)}"))
     return results
 
 
@@ -165,18 +168,22 @@ def _evaluated(
         arrays[f"policy_quantiles/{number}"] = facts.quantiles(own, table).ravel()
     for row, gains in zip(rows, facts.above_identity(rows), strict=True):
         row["above_identity"] = gains
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_bytes(run.out / "evaluation.npz", buffer.getvalue())
     names = [policy.name for policy in experiment.policies]
     shown = facts.side_by_side(words, prompts[0][: options.show], base, table, names, taken)
-    write_text(run.out / "samples.json", json.dumps(shown))
     known = facts.reference_facts(base) | facts.sft_facts(run, words, judges.sft)
     costs.seconds["evaluate"] = time.monotonic() - began
     measured = {"calibration": errors, "reference": known, "policies": rows}
     results = _about(run, words, judges, costs) | measured
-    write_text(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False))
+    hosts.shared(lambda: _write(run.out, arrays, shown, results))
     return results
+
+
+def _write(out: Path, arrays: dict[str, Any], shown: Any, results: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_bytes(out / "evaluation.npz", buffer.getvalue())
+    write_text(out / "samples.json", json.dumps(shown))
+    write_text(out / "results.json", json.dumps(results, indent=1, allow_nan=False))
 
 
 def _about(run: Run, words: text.Text, judges: evaluate.Judges, costs: _Costs) -> dict[str, Any]:

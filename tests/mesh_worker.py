@@ -1,6 +1,7 @@
 """Run with 8 simulated devices: one update of every stage, and some sampling, on every mesh.
 
 Writes an .npz of gradients "STAGE/MESH/leaf", tokens "tokens/MESH", and how arrays lie.
+With names of meshes only those; the devices may be those of several processes that have joined.
 """
 
 import re
@@ -21,6 +22,7 @@ from infalign_jax import foresight, learner, programs, reward, training
 from infalign_jax.batches import Preferences, Rollouts
 from infalign_jax.drawing import SamplingConfig
 from infalign_jax.lm import transformer, vocabulary
+from infalign_jax.runtime import hosts
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.mesh import MeshConfig
 from infalign_jax.stages.language import sft_loss
@@ -119,8 +121,10 @@ def collectives_in_loops(text: str) -> int:
 
 
 def found() -> Iterator[tuple[str, Any]]:
-    made = {"one": meshes.make(MeshConfig(), jax.devices()[:1])}
-    made |= {name: meshes.make(config) for name, config in MESHES.items()}
+    wanted = sys.argv[2:] or ["one", *MESHES]
+    made = {name: meshes.make(MESHES[name]) for name in wanted if name in MESHES}
+    if "one" in wanted:
+        made = {"one": meshes.make(MeshConfig(), jax.devices()[:1])} | made
     for name, mesh in made.items():
         for stage, parts in stages().items():
             state, metrics = one_update(mesh, parts)
@@ -140,4 +144,6 @@ def found() -> Iterator[tuple[str, Any]]:
 
 if __name__ == "__main__":
     assert jax.device_count() == 8
-    np.savez(sys.argv[1], **{name: np.asarray(value) for name, value in found()})
+    figures = {name: np.asarray(hosts.whole(value)) for name, value in found()}
+    if hosts.first():
+        np.savez(sys.argv[1], **figures)

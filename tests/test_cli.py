@@ -157,7 +157,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_stops_a_real_run(calls: Calls, number: signal.Signals, code: int) -> None:
     command = [sys.executable, "-c", WAITING, "run", "toy.py"]
     with subprocess.Popen(

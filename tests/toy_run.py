@@ -1,6 +1,7 @@
 """The real pipeline at toy size: `infalign run tests/toy_run.py` takes seconds."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -40,7 +41,16 @@ experiment = Experiment(
 )
 
 
-def command(*arguments: object, first: str = "", **environment: str) -> subprocess.Popen[str]:
+def free_address() -> str:
+    """Where processes can meet."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def command(
+    *arguments: object, first: str = "", group: bool = False, **environment: str
+) -> subprocess.Popen[str]:
     """The command as a process of its own, running this experiment; `first` is run before it."""
     source = f"{first}\nimport sys; from infalign_jax.cli import main; sys.exit(main())"
     return subprocess.Popen(
@@ -48,5 +58,6 @@ def command(*arguments: object, first: str = "", **environment: str) -> subproce
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=group,
         env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
     )

@@ -5,7 +5,8 @@ A checkpoint is a directory that is whole or absent (see `files`), whenever the 
 shapes, the size and CRC-32 of every file, and the caller's info). Nothing is pickled: a
 checkpoint from a stranger can be refused or hold wrong numbers, but cannot run code.
 
-One process writes at a time: hold `files.exclusive` on the output directory.
+One run writes at a time: hold `files.exclusive` on the output directory. Of several hosts, which
+share the directory and call all of this together, each writes and reads its own shards.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from infalign_jax.runtime import hosts
 from infalign_jax.runtime.files import discard, put_in_place
 
 FORMAT = 1
@@ -82,22 +84,25 @@ def save(path: Path, tree: Any, *, digest: str, info: dict[str, Any]) -> None:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        leaves = _named(tree)
-        _write_arrays(temporary / "arrays", leaves)
-        header = {
-            "format": FORMAT,
-            "digest": digest,
-            "leaves": _shapes(leaves),
-            "files": _checksums(temporary),
-            "info": info,
-        }
-        (temporary / "header.json").write_text(json.dumps(header), encoding="utf-8")
-        put_in_place(temporary, path)
-    except BaseException:
+    leaves = _named(tree)
+    header = {"format": FORMAT, "digest": digest, "leaves": _shapes(leaves), "info": info}
+
+    def begin() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+
+    def finish() -> None:
+        whole = header | {"files": _checksums(temporary)}
+        (temporary / "header.json").write_text(json.dumps(whole), encoding="utf-8")
+        put_in_place(temporary, path)
+
+    hosts.shared(begin)
+    try:
+        _write_arrays(temporary / "arrays", leaves)
+        hosts.shared(finish)
+    except BaseException:
+        if hosts.first():
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
@@ -113,7 +118,7 @@ def load(path: Path, like: Any, *, digest: str) -> tuple[Any, dict[str, Any]]:
     Traceback (most recent call last):
     FileNotFoundError: expected a checkpoint at /nowhere, got nothing; run its stage first
     """
-    header = _checked_header(Path(path))
+    header = hosts.shared(lambda: _checked_header(Path(path)))
     if header["digest"] != digest:
         raise ValueError(
             f"expected a checkpoint of configuration {digest} at {path}, got a checkpoint of "
@@ -151,6 +156,8 @@ def save_step(
     """
     directory = Path(directory)
     save(_step_path(directory, step), tree, digest="", info=info)
+    if not hosts.first():
+        return
     steps = _steps(directory)
     older = [other for other in steps if other <= step]
     for other in set(steps) - set(older[-keep:]):
@@ -165,10 +172,13 @@ def latest_step(directory: Path) -> int | None:
     >>> latest_step(Path("/nowhere")) is None
     True
     """
-    for step in reversed(_steps(Path(directory))):
-        if _header(_step_path(Path(directory), step)) is not None:
-            return step
-    return None
+
+    def found() -> int | None:
+        steps = reversed(_steps(Path(directory)))
+        return next((n for n in steps if _header(_step_path(Path(directory), n))), None)
+
+    step: int | None = hosts.shared(found)
+    return step
 
 
 def restore_step(directory: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
@@ -181,7 +191,7 @@ def restore_step(directory: Path, step: int, like: Any) -> tuple[Any, dict[str, 
     FileNotFoundError: expected a checkpoint at /nowhere/step-00000003, got nothing; run ...
     """
     path = _step_path(Path(directory), step)
-    header = _checked_header(path)
+    header = hosts.shared(lambda: _checked_header(path))
     return _read_tree(path, header, like), header["info"]
 
 

@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Operands = ParamSpec("Operands")
@@ -106,7 +107,7 @@ def available(config: MeshConfig, batches: Iterable[int]) -> list[jax.Device]:
     """
     cores_as_devices()
     devices = jax.devices()
-    if devices[0].platform != "cpu" or _told_how_many():
+    if devices[0].platform != "cpu" or _told_how_many() or jax.process_count() > 1:
         return devices
     if config.data:
         return devices[: config.data * config.fsdp * config.tensor]
@@ -224,8 +225,33 @@ def check_batch(name: str, size: int, mesh: Mesh) -> None:
 def put_batch(tree: Any, mesh: Mesh) -> Any:
     """A pytree of host arrays, laid over the mesh along their first axis.
 
+    Of several hosts each has them whole and lays its own rows on its own devices.
+
     >>> import numpy as np
     >>> put_batch(np.zeros((4, 2)), make(MeshConfig(), jax.devices()[:1])).shape
     (4, 2)
     """
-    return jax.device_put(tree, batch_sharding(mesh))
+    return _put(tree, batch_sharding(mesh))
+
+
+def put_whole(tree: Any, mesh: Mesh) -> Any:
+    """A pytree of host arrays, the same on every host, whole on every device.
+
+    >>> import numpy as np
+    >>> put_whole(np.uint32(3), make(MeshConfig(), jax.devices()[:1])).shape
+    ()
+    """
+    return _put(tree, replicated(mesh))
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def own(leaf: Any) -> jax.Array:
+        whole = np.asarray(leaf)
+        places = sharding.addressable_devices_indices_map(whole.shape)
+        parts = [jax.device_put(whole[at], device) for device, at in places.items()]
+        return jax.make_array_from_single_device_arrays(whole.shape, sharding, parts)
+
+    return jax.tree.map(own, tree)

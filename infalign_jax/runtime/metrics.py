@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from infalign_jax.runtime import hosts
 from infalign_jax.runtime.files import write_bytes
 
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
@@ -99,7 +100,7 @@ def phase(name: str, total: int) -> Iterator[Advance]:
     ...     for step in range(200):
     ...         advance(step + 1, loss=1.0)
     """
-    live = sys.stderr.isatty()
+    live = sys.stderr.isatty() and hosts.first()
     every = LIVE_EVERY if live else PLAIN_EVERY
     began = shown = time.monotonic()
     first: tuple[int, float] | None = None  # step and time of the first call
@@ -143,7 +144,8 @@ def _told(numbers: dict[str, Any]) -> str:
 @contextmanager
 def _plain_lines(name: str) -> Iterator[Show]:
     def show(step: int, text: str) -> None:
-        print(f"{name}  {text}", file=sys.stderr, flush=True)
+        if hosts.first():
+            print(f"{name}  {text}", file=sys.stderr, flush=True)
 
     yield show
 

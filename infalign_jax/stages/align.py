@@ -117,8 +117,7 @@ def fresh_rows(run: Run, goal: Target, sft: Model, scorer: Model, reference: Ref
     score = programs.make_rewards(run.mesh, model)
     log_probs = programs.make_log_probs(run.mesh, model)
     batch, whole = meshes.batch_sharding(run.mesh), meshes.replicated(run.mesh)
-    root = jax.device_put(run.key(6), whole)
-    key_of = jax.jit(jax.random.fold_in, out_shardings=whole)
+    key_of = jax.jit(lambda step: jax.random.fold_in(run.key(6), step), out_shardings=whole)
 
     @partial(jax.jit, in_shardings=batch, out_shardings=batch)
     def assemble(rollouts: Rollouts, rewards: Array, ranked: Array, log_ref: Array) -> Any:
@@ -127,7 +126,7 @@ def fresh_rows(run: Run, goal: Target, sft: Model, scorer: Model, reference: Ref
 
     def prepare(params: Params, rows: np.ndarray, step: int) -> learner.Batch:
         prompts: Prompts = put(run, jax.tree.map(lambda leaf: leaf[rows], reference.prompts))
-        rollouts = sample(params, prompts, key_of(root, jax.device_put(np.uint32(step), whole)))
+        rollouts = sample(params, prompts, key_of(meshes.put_whole(np.uint32(step), run.mesh)))
         if run.mesh.devices.flat[0].platform == "cpu":
             # There the update's collectives give up on a shard that still draws after 40 s.
             jax.block_until_ready(rollouts)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,7 +66,12 @@ def sft(run: Run, text: Text, judge: bool = False) -> Model:
     loss = partial(sft_loss, config)
 
     def start() -> Params:
-        return jax.jit(lambda key: transformer.initial_params(config, key))(run.key(key))
+        layout = meshes.shardings(run.mesh, run.boxed)
+
+        def drawn() -> Params:
+            return nn.unbox(transformer.initial_params(config, run.key(key)))
+
+        return jax.jit(drawn, out_shardings=layout)()
 
     return _supervised(
         run, stage, digest, run.boxed, start, loss, experiment.sft, text, split, offset=5 * judge
@@ -116,7 +122,10 @@ def held_out_accuracy(run: Run, params: Params, text: Text) -> dict[str, float]:
     >>> held_out_accuracy.__name__
     'held_out_accuracy'
     """
-    score = jax.jit(meshes.within(run.mesh, partial(reward.rewards, run.experiment.model)))
+    score = jax.jit(
+        meshes.within(run.mesh, partial(reward.rewards, run.experiment.model)),
+        out_shardings=meshes.replicated(run.mesh),
+    )
     right, longer = [], []
     for split in ("validation", "test"):
         for part in parts(text.rows[split]):

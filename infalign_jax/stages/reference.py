@@ -10,7 +10,7 @@ import numpy as np
 
 from infalign_jax import calibration, foresight, programs
 from infalign_jax.batches import Prompts, Responses
-from infalign_jax.runtime import checkpoint
+from infalign_jax.runtime import checkpoint, hosts
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.metrics import phase
 from infalign_jax.stages.run import Run, put, stored
@@ -80,7 +80,7 @@ def in_chunks(
         for begin in range(0, total, chunk):
             index = np.minimum(np.arange(begin, begin + chunk), total - 1)
             part = put(run, jax.tree.map(lambda leaf: leaf[index], prompts))  # noqa: B023
-            parts.append(jax.device_get(function(part)))
+            parts.append(hosts.whole(function(part)))
             advance(min(begin + chunk, total))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:total], *parts)
 

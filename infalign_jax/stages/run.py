@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 
 from infalign_jax import programs
 from infalign_jax.experiment import Experiment
-from infalign_jax.runtime import checkpoint
+from infalign_jax.runtime import checkpoint, hosts, stopping
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.events import Write, scalars
 from infalign_jax.runtime.files import discard
@@ -80,7 +81,7 @@ def stored(
     ([1.0, 1.0], 5)
     """
     path = stage_path(run, stage, digest)
-    if path.exists():
+    if hosts.shared(path.exists):
         tree, info = checkpoint.load(path, like, digest=digest)
         say(f"{stage}  reused from {path}")
         return tree, info
@@ -88,7 +89,8 @@ def stored(
     tree, info = make()
     info = {"seconds": time.monotonic() - began} | info
     checkpoint.save(path, tree, digest=digest, info=info)
-    discard(_progress(run, stage, digest))
+    if hosts.first():
+        discard(_progress(run, stage, digest))
     return tree, info
 
 
@@ -98,11 +100,12 @@ def _progress(run: Run, stage: str, digest: str) -> Path:
 
 
 def say(text: str) -> None:
-    """One line on standard error.
+    """One line on standard error, of the first host.
 
     >>> say("")
     """
-    print(text, file=sys.stderr, flush=True)
+    if hosts.first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
@@ -139,8 +142,9 @@ class _Fit(NamedTuple):
         step, metrics = pending
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         seconds = round(self.seconds, 3)
-        self.run.log.append(self.stage, step, policy=self.policy, seconds=seconds, **numbers)
-        self.write(step, numbers)
+        if hosts.first():
+            self.run.log.append(self.stage, step, policy=self.policy, seconds=seconds, **numbers)
+            self.write(step, numbers)
         if not all(map(math.isfinite, numbers.values())):
             bad = next(name for name, value in numbers.items() if not math.isfinite(value))
             good = checkpoint.latest_step(self.progress)
@@ -163,7 +167,7 @@ def fit(
     them on the mesh). The metrics of a step are fetched after the next one is under way. Info has
     the `seconds` that all steps took and the `tokens_per_second` of this process, its first step
     (which compiles) left out; `tokens` counts a step's. Raises FloatingPointError on a loss that
-    is not finite.
+    is not finite, and Stopped after SIGTERM, when the step under way has been kept.
 
     >>> import tempfile, optax
     >>> import numpy as np
@@ -181,11 +185,12 @@ def fit(
     """
     directory = _progress(run, stage, digest)
     start, state, spent = _resumed(stage, directory, state, batches)
-    run.log.rewind(stage, policy, start + 1)
+    hosts.shared(lambda: run.log.rewind(stage, policy, start + 1))
     first = time.monotonic()
     pending: tuple[int, Metrics] | None = None
-    events = scalars(run.out / "tensorboard" / (policy or stage), start + 1)
-    with phase(policy or stage, steps) as advance, events as write:
+    folder = run.out / "tensorboard" / (policy or stage)
+    events = scalars(folder, start + 1) if hosts.first() else nullcontext(lambda *_: None)
+    with phase(policy or stage, steps) as advance, events as write, stopping.loop():
         own = _Fit(run, stage, policy, directory, time.monotonic() - spent, advance, write)
         for step in range(start, steps):
             rows = next(batches)
@@ -198,12 +203,15 @@ def fit(
             if step == start:
                 jax.block_until_ready(metrics)
                 first = time.monotonic()
-            if (step + 1) % run.experiment.checkpoint_every == 0 or step + 1 == steps:
+            stop, last = stopping.asked(), step + 1 == steps
+            if stop or last or (step + 1) % run.experiment.checkpoint_every == 0:
                 own.record(pending)
                 pending = None
-                if step + 1 < steps:
+                if stop or not last:
                     info = {"batches": batches.get_state(), "seconds": own.seconds}
                     checkpoint.save_step(directory, step + 1, state, info)
+            if stop:
+                raise stopping.Stopped
     info = {"seconds": own.seconds, "steps": steps}
     if steps - start > 1:
         rate = tokens * (steps - start - 1) / (time.monotonic() - first)

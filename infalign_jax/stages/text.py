@@ -10,8 +10,8 @@ from infalign_jax.batches import Preferences, Prompts
 from infalign_jax.data import Pair
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm import tokenizer as tokenizers
-from infalign_jax.lm.tokenizer import Tokenizer
-from infalign_jax.runtime import checkpoint
+from infalign_jax.lm.tokenizer import Tokenizer, TokenizerConfig
+from infalign_jax.runtime import checkpoint, hosts
 from infalign_jax.runtime.files import write_bytes
 from infalign_jax.stages.run import Run, say
 from infalign_jax.synthetic import SyntheticConfig
@@ -72,6 +72,13 @@ def _say_losses(split: str, counts: dict[str, int]) -> None:
 
 def _pairs(run: Run) -> tuple[dict[str, list[Pair]], dict[str, Any], Path]:
     """Pairs by split, read back from the data set they were written to."""
+    name, counts = hosts.shared(lambda: _kept_pairs(run))
+    directory = run.out / "data" / name
+    return {split: store.read(directory, split) for split in SPLITS}, counts, directory
+
+
+def _kept_pairs(run: Run) -> tuple[str, dict[str, Any]]:
+    """Writes the pairs where they are not there yet: their directory's name, and counts."""
     config = run.experiment.data
     counts: dict[str, Any] = {}
     match config:
@@ -88,14 +95,20 @@ def _pairs(run: Run) -> tuple[dict[str, list[Pair]], dict[str, Any], Path]:
         say(f"data  reused from {directory}")
     else:
         store.write(splits, directory)
-    return {split: store.read(directory, split) for split in SPLITS}, counts, directory
+    return directory.name, counts
 
 
 def _tokenizer(run: Run, pairs: list[Pair], digest: str) -> Tokenizer:
-    config, path = run.experiment.tokenizer, run.out / "stages" / f"tokenizer-{digest}.model"
+    path = run.out / "stages" / f"tokenizer-{digest}.model"
+    hosts.shared(lambda: _build(run.experiment.tokenizer, pairs, path))
+    return Tokenizer(tokenizers.load(path))
+
+
+def _build(config: TokenizerConfig, pairs: list[Pair], path: Path) -> None:
+    """Trains a tokenizer, or reads the configuration's file, where `path` is not there yet."""
     if path.exists():
         say(f"tokenizer  reused from {path}")
-        return Tokenizer(tokenizers.load(path))
+        return
     texts = [text for pair in pairs for text in (pair.prompt, pair.chosen, pair.rejected)]
     model = tokenizers.build(texts, config)
     tokenizer = Tokenizer(model)
@@ -105,7 +118,6 @@ def _tokenizer(run: Run, pairs: list[Pair], digest: str) -> Tokenizer:
             f"got {config.vocab_size}; set tokenizer.vocab_size and model.vocab_size to it"
         )
     write_bytes(path, model)
-    return tokenizer
 
 
 def check_rows(text: Text, experiment: Experiment) -> None:

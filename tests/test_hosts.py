@@ -1,0 +1,149 @@
+"""Several processes over loopback do what one does, and say in a line what they cannot do."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy_run
+
+from infalign_jax.cli import main
+from infalign_jax.runtime import checkpoint, parent, stopping
+
+
+@pytest.mark.parametrize(
+    ("environment", "several"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "1"}, False),
+        ({"SLURM_NTASKS": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
+        ({"MEGASCALE_NUM_SLICES": "2"}, True),
+    ],
+)
+def test_launchers_are_heard(
+    environment: dict[str, str], several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*parent.COUNTS, parent.NAMES):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert parent.launched() == several
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--process-id", "0"], "got only --process-id; give all three"),
+        (["--coordinator", "x:1", "--process-id", "2", "--num-processes", "2"], "expected 0 to 1"),
+    ],
+)
+def test_mistakes_are_answered(
+    arguments: list[str], words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", toy_run.__file__, *arguments]) == 2
+    error = capfd.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def ended(processes: list[subprocess.Popen[str]], timeout: float = 300) -> list[str]:
+    """What each said on standard error; all must have ended well."""
+    said = [process.communicate(timeout=timeout)[1] for process in processes]
+    for process, text in zip(processes, said, strict=True):
+        assert process.returncode == 0, text[-2000:]
+    return said
+
+
+def two(out: Path, *arguments: object) -> list[subprocess.Popen[str]]:
+    """The processes of two hosts, each in a group of its own, so that one can be lost whole."""
+    where = ["--coordinator", toy_run.free_address(), "--num-processes", 2, "--out", out]
+    return [
+        toy_run.command(*where, *arguments, "--process-id", i, JAX_NUM_CPU_DEVICES="1", group=True)
+        for i in range(2)
+    ]
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_hosts_run_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the data to the report, with the same draws; then both find everything there."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+    ended([toy_run.command("--out", tmp_path / "one", JAX_NUM_CPU_DEVICES="2")])
+    for again in (False, True):
+        first, second = ended(two(tmp_path / "two"))
+        assert ("reused from" in first) == again
+        assert not [line for line in second.splitlines() if line.startswith(("sft", "report"))]
+    told = [lines(tmp_path / name) for name in ("one", "two")]
+    assert len(told[0]) > 20
+    for alone, together in zip(*told, strict=True):
+        assert alone.keys() == together.keys()
+        for name in alone.keys() - {"seconds"}:
+            if isinstance(alone[name], float):
+                assert together[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-6), name
+            else:
+                assert together[name] == alone[name]
+    results = [json.loads((tmp_path / n / "results.json").read_text()) for n in ("one", "two")]
+    for alone, together in zip(*(found["policies"] for found in results), strict=True):
+        assert together["kl"] == pytest.approx(alone["kl"], rel=1e-4)
+        rates = [found["win_rates"]["best_of_4"]["train"]["mean"] for found in (alone, together)]
+        assert rates[1] == pytest.approx(rates[0], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_more_hosts_than_rows_are_refused(tmp_path: Path) -> None:
+    both = two(tmp_path, "--set", "align.batch_size=3")
+    for process in both:
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == 2, said
+        assert "align.batch_size: expected a multiple of data × fsdp = 2, got 3; use 2" in said
+
+
+LONG = ("--set", "align.steps=400", "--stage", "align")
+
+
+def wait_for_step(out: Path, step: int) -> None:
+    """Until a policy has come so far."""
+    until = time.monotonic() + 300
+    while time.monotonic() < until:
+        if (out / "metrics.jsonl").exists():
+            last = lines(out)[-1]
+            if last["stage"] == "align" and last["step"] >= step:
+                return
+        time.sleep(0.5)
+    raise AssertionError("expected the run to come so far")
+
+
+@pytest.mark.slow
+def test_a_lost_host_is_told_and_a_terminated_one_stops_all_at_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+    out = tmp_path / "run"
+    survivor, lost = two(out, *LONG)
+    wait_for_step(out, 5)
+    os.killpg(lost.pid, signal.SIGKILL)
+    said = survivor.communicate(timeout=60)[1]
+    lost.communicate()
+    assert survivor.returncode == stopping.AGAIN
+    assert said.splitlines()[-1].startswith("infalign: lost a process of the run")
+    before = checkpoint.latest_step(next((out / "progress").glob("align-*")))
+    both = two(out, *LONG)
+    assert both[0].stderr is not None
+    assert f"align  goes on from step {before}\n" in both[0].stderr
+    both[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [stopping.AGAIN] * 2
+    for text in said:
+        assert text.splitlines()[-1].startswith("infalign: stopped; to continue, run again")
+    kept = checkpoint.latest_step(next((out / "progress").glob("align-*")))
+    assert kept == lines(out)[-1]["step"]
