@@ -28,6 +28,14 @@ Draw the report of a run again from its stored results.
 example:
   infalign report runs/quickstart
 """
+DOCTOR = """\
+Look at what a run needs, one line each: versions, devices, processes, mesh, links between devices,
+disk, data, and that all processes have the same code and configuration. Ends with 0 when all is
+well, with 1 where a line says FAILED and what to do.
+
+example:
+  infalign doctor experiments/quickstart.py --out runs/quickstart
+"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,8 +52,9 @@ class _Terminated(KeyboardInterrupt):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; `arguments` default to the process's own.
 
-    0: done; 2: a mistake that one line on standard error explains; 130 and 143: stopped by Ctrl-C
-    or SIGTERM, to be continued by the same command. `--help` and `--version` raise SystemExit.
+    0: done; 1: something is amiss, says `infalign doctor`; 2: a mistake that one line on standard
+    error explains; 130 and 143: stopped by Ctrl-C or SIGTERM, to be continued by the same command.
+    `--help` and `--version` raise SystemExit.
 
     >>> main(["rum", "experiments/quickstart.py"])
     2
@@ -54,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         options = _read(arguments)
+        if options.command == "doctor":
+            return _doctor(options)
         {"run": _run, "report": _report, "bench": _bench}.get(options.command, _ask)(options)
     except (ValueError, OSError, FloatingPointError) as error:
         if "--traceback" in arguments:
@@ -85,21 +96,31 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     run = _command(commands, "run", "run an experiment", RUN)
     run.add_argument("experiment", metavar="EXPERIMENT", type=Path, help="its Python file")
-    run.add_argument(
+    _add_set(run)
+    run.add_argument("--out", type=Path, help="output directory (default: runs/EXPERIMENT)")
+    run.add_argument("--stage", help="go no further than this stage")
+    run.add_argument("--seed", help="the same as --set seed=SEED")
+    report = _command(commands, "report", "draw the report of a run again", REPORT)
+    report.add_argument("directory", metavar="DIR", type=Path, help="the run's output directory")
+    doctor = _command(commands, "doctor", "whether this machine is fit for a run", DOCTOR)
+    doctor.add_argument(
+        "experiment", metavar="EXPERIMENT", type=Path, nargs="?", help="its Python file"
+    )
+    _add_set(doctor)
+    doctor.add_argument("--out", type=Path, help="as of infalign run, to look at its disk")
+    for name, (brief, text) in questions.TEXTS.items():
+        questions.add_options(name, _command(commands, name, brief, text))
+    return parser
+
+
+def _add_set(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="FIELD=VALUE",
         help="change a field, such as model.width=128; may be repeated",
     )
-    run.add_argument("--out", type=Path, help="output directory (default: runs/EXPERIMENT)")
-    run.add_argument("--stage", help="go no further than this stage")
-    run.add_argument("--seed", help="the same as --set seed=SEED")
-    report = _command(commands, "report", "draw the report of a run again", REPORT)
-    report.add_argument("directory", metavar="DIR", type=Path, help="the run's output directory")
-    for name, (brief, text) in questions.TEXTS.items():
-        questions.add_options(name, _command(commands, name, brief, text))
-    return parser
 
 
 def _command(
@@ -145,6 +166,21 @@ def _run(options: argparse.Namespace) -> None:
     from infalign_jax import pipeline
 
     pipeline.run(experiment, options.out or Path("runs", options.experiment.stem), options.stage)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from infalign_jax import config
+
+    if options.experiment is None and options.set:
+        raise ValueError("expected an EXPERIMENT for --set, got none; name its file")
+    path = options.experiment
+    experiment = None if path is None else config.override(config.load(path), options.set)
+    from infalign_jax.commands import doctor
+
+    out = options.out or (Path() if path is None else Path("runs", path.stem))
+    findings = doctor.examine(experiment, out)
+    print(doctor.text(findings))
+    return int(not all(finding.ok for finding in findings))
 
 
 def _report(options: argparse.Namespace) -> None:
