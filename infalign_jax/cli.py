@@ -179,7 +179,8 @@ def _doctor(options: argparse.Namespace) -> int:
 
     out = options.out or (Path() if path is None else Path("runs", path.stem))
     findings = doctor.examine(experiment, out)
-    print(doctor.text(findings))
+    if told := doctor.told(findings):
+        print(doctor.text(told))
     return int(not all(finding.ok for finding in findings))
 
 

@@ -142,7 +142,7 @@ MISTAKES = {
     "tpu": [
         (
             ["--name", "My run"],
-            "expected --name of a-z, 0-9 and -, at most 61, got 'My run': such ",
+            "expected --name of a-z, 0-9 and -, at most 63, got 'My run': such ",
         ),
         (["--out", "runs/a"], "expected --out to be a bucket or a mounted path, got runs/a"),
         (["--accelerator", "v9-8"], "got v9-8: give --runtime-version too"),
@@ -208,6 +208,15 @@ def test_the_default_is_what_origin_has_of_this_clone(tmp_path: Path) -> None:
     options.experiment = "new.py"
     with pytest.raises(ValueError, match=r"expected new.py in .*, got none: commit and push it"):
         launch.job(options, (), clone)
+
+
+def test_a_program_that_is_missing_gets_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    module, own = OWN["gke"]
+    assert launch.answer(module.main, [*COMMON, *own]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_the_examples_of_what_is_shared() -> None:

@@ -230,7 +230,7 @@ def answer(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> in
     """
     try:
         return main(arguments)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -138,7 +138,7 @@ def main(arguments: Sequence[str], shell: Shell | None = None) -> int:
     own.add_argument("--keep", action="store_true", help="leave the TPU there when done")
     words, further = launch.split(arguments)
     options = own.parse_args(words)
-    launch.check_label(options.name, 61)
+    launch.check_label(options.name, 63)
     launch.check_shared(options.out)
     job = launch.job(options, further)
     those = commands(job, options)

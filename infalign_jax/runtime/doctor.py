@@ -55,7 +55,7 @@ def raised(name: str, remedy: str, error: Exception) -> Finding:
     ''
     """
     told = " ".join(str(error).split())
-    if (isinstance(error, ValueError) and told.startswith("expected")) or ": expected" in told:
+    if isinstance(error, ValueError) and "expected " in told:
         return Finding(name, False, told)
     return Finding(name, False, f"{type(error).__name__}: {told}", remedy)
 
