@@ -114,6 +114,8 @@ def test_hosts_install_the_revision_and_run_the_experiment(
     (install,) = (i for i, word in enumerate(words) if word.endswith("install.sh"))
     assert words[install + 1] == ("cuda" if which == "slurm" else "tpu")
     (run,) = (i for i, word in enumerate(words) if word.endswith("on_host.sh"))
+    if which != "slurm":
+        assert words[run - 2 : run] == ["exec", "bash"], "what stops the shell stops the run"
     assert words[run + 1 :] == [
         "quick",
         "gs://b/my runs",
