@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,6 +28,14 @@ Draw the report of a run again from its stored results.
 example:
   infalign report runs/quickstart
 """
+DOCTOR = """\
+Look at what a run needs, one line each: versions, devices, processes, mesh, links between devices,
+disk, data, and that all processes have the same code and configuration. Ends with 0 when all is
+well, with 1 where a line says FAILED and what to do.
+
+example:
+  infalign doctor experiments/quickstart.py --out runs/quickstart
+"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,9 +48,9 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; `arguments` default to the process's own.
 
-    0: done; 2: a mistake that one line on standard error explains; 130: stopped by Ctrl-C, and 75:
-    by SIGTERM or the loss of a host, to be continued by the same command. `--help` and `--version`
-    raise SystemExit.
+    0: done; 1: something is amiss, says `infalign doctor`; 2: a mistake that one line on standard
+    error explains; 130: stopped by Ctrl-C, and 75: by SIGTERM or the loss of a host, to be
+    continued by the same command. `--help` and `--version` raise SystemExit.
 
     >>> main(["rum", "experiments/quickstart.py"])
     2
@@ -53,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "run" and _one_of_several(options) and not parent.is_child():
             return parent.watch(arguments)
         with stopping.heard():
-            {"run": _run, "report": _report, "bench": _bench}.get(options.command, _ask)(options)
+            return ANSWERED_BY.get(options.command, _ask)(options) or 0
     except (ValueError, OSError, FloatingPointError) as error:
         if "--traceback" in arguments:
             traceback.print_exc()
@@ -63,7 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = shlex.join(["infalign", *arguments])
         print(f"infalign: stopped; to continue, run again: {command}", file=sys.stderr)
         return stopping.AGAIN if isinstance(stop, stopping.Stopped) else 128 + signal.SIGINT
-    return 0
 
 
 def _one_of_several(options: argparse.Namespace) -> bool:
@@ -82,24 +89,41 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     run = _command(commands, "run", "run an experiment", RUN)
     run.add_argument("experiment", metavar="EXPERIMENT", type=Path, help="its Python file")
-    run.add_argument(
+    _add_set(run)
+    run.add_argument("--out", type=Path, help="output directory (default: runs/EXPERIMENT)")
+    run.add_argument("--stage", help="go no further than this stage")
+    run.add_argument("--seed", help="the same as --set seed=SEED")
+    _add_hosts(run)
+    report = _command(commands, "report", "draw the report of a run again", REPORT)
+    report.add_argument("directory", metavar="DIR", type=Path, help="the run's output directory")
+    doctor = _command(commands, "doctor", "whether this machine is fit for a run", DOCTOR)
+    doctor.add_argument(
+        "experiment", metavar="EXPERIMENT", type=Path, nargs="?", help="its Python file"
+    )
+    _add_set(doctor)
+    doctor.add_argument("--out", type=Path, help="as of infalign run, to look at its disk")
+    _add_hosts(doctor)
+    for name, (brief, text) in questions.TEXTS.items():
+        questions.add_options(name, _command(commands, name, brief, text))
+    return parser
+
+
+def _add_hosts(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="where the first of several processes is"
+    )
+    command.add_argument("--process-id", type=int, help="this process, from 0 on")
+    command.add_argument("--num-processes", type=int, help="how many there are")
+
+
+def _add_set(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="FIELD=VALUE",
         help="change a field, such as model.width=128; may be repeated",
     )
-    run.add_argument("--out", type=Path, help="output directory (default: runs/EXPERIMENT)")
-    run.add_argument("--stage", help="go no further than this stage")
-    run.add_argument("--seed", help="the same as --set seed=SEED")
-    run.add_argument("--coordinator", metavar="HOST:PORT", help="of several processes, the first's")
-    run.add_argument("--process-id", type=int, help="this process, from 0 on")
-    run.add_argument("--num-processes", type=int, help="how many there are")
-    report = _command(commands, "report", "draw the report of a run again", REPORT)
-    report.add_argument("directory", metavar="DIR", type=Path, help="the run's output directory")
-    for name, (brief, text) in questions.TEXTS.items():
-        questions.add_options(name, _command(commands, name, brief, text))
-    return parser
 
 
 def _command(
@@ -142,12 +166,33 @@ def _run(options: argparse.Namespace) -> None:
     seed = [] if options.seed is None else [f"seed={options.seed}"]
     experiment = config.override(config.load(options.experiment), [*options.set, *seed])
     _keep_compiled_programs()
-    from infalign_jax.runtime import hosts
-
-    hosts.join(options.coordinator, options.process_id, options.num_processes)
+    _join(options)
     from infalign_jax import pipeline
 
     pipeline.run(experiment, options.out or Path("runs", options.experiment.stem), options.stage)
+
+
+def _join(options: argparse.Namespace) -> None:
+    from infalign_jax.runtime import hosts
+
+    hosts.join(options.coordinator, options.process_id, options.num_processes)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from infalign_jax import config
+
+    if options.experiment is None and options.set:
+        raise ValueError("expected an EXPERIMENT for --set, got none; name its file")
+    path = options.experiment
+    experiment = None if path is None else config.override(config.load(path), options.set)
+    _join(options)
+    from infalign_jax.commands import doctor
+
+    out = options.out or (Path() if path is None else Path("runs", path.stem))
+    findings = doctor.examine(experiment, out)
+    if told := doctor.told(findings):
+        print(doctor.text(told))
+    return int(not all(finding.ok for finding in findings))
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -177,6 +222,11 @@ def _bench(options: argparse.Namespace) -> None:
     model = bench.fitted(options.preset, options.compute, shape)
     result = bench.run(model, shape, options.rounds)
     printing.deliver(result, bench_text.text(result, earlier), options.json)
+
+
+ANSWERED_BY: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    "run": _run, "report": _report, "bench": _bench, "doctor": _doctor,
+}  # fmt: skip
 
 
 def _keep_compiled_programs() -> None:

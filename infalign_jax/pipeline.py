@@ -61,7 +61,7 @@ evaluate, report, got calibrat; did you mean calibrate?
         hint = f"did you mean {close[0]}?" if close else "name one of them"
         raise ValueError(f"expected a stage among {', '.join(STAGES)}, got {stage}; {hint}")
     until = STAGES.index(stage) if stage else len(STAGES) - 1
-    sizes = _batch_sizes(experiment)
+    sizes = batch_sizes(experiment)
     mesh = meshes.make(experiment.mesh, meshes.available(experiment.mesh, sizes.values()))
     for name, size in sizes.items():  # before any work
         meshes.check_batch(name, size, mesh)
@@ -74,8 +74,12 @@ evaluate, report, got calibrat; did you mean calibrate?
         return _run(Run(experiment, out, mesh), until)
 
 
-def _batch_sizes(experiment: Experiment) -> dict[str, int]:
-    """What the devices must divide."""
+def batch_sizes(experiment: Experiment) -> dict[str, int]:
+    """What the devices must divide, by the field that says it.
+
+    >>> batch_sizes(Experiment("quick"))["calibrate.chunk"]
+    32
+    """
     sizes = {
         "sft.batch_size": experiment.sft.batch_size,
         "reward.batch_size": experiment.reward.batch_size,

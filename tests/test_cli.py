@@ -180,7 +180,7 @@ def test_the_handler_of_the_caller_comes_back(calls: Calls) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-COMMANDS = ("run", "report", "frontier", "predict", "evaluate")
+COMMANDS = ("run", "report", "doctor", "frontier", "predict", "evaluate")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Runs an experiment from this clone and ends with the exit code of `infalign run`.
+# Where OUT is a bucket, what it holds is copied here first, and what the run has written is copied
+# there every COPY_EVERY seconds and at the end. Nothing in the bucket is deleted.
+# RUNNER, in the environment, is put before the command: "srun …".
+# usage: on_host.sh NAME OUT EXPERIMENT [OPTION of infalign run]...
+set -euo pipefail
+name=$1 out=$2 experiment=$3
+shift 3
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+# Locks and unfinished files carry names that begin with a dot.
+copy() { gcloud storage rsync --recursive --exclude='(^|.*/)\..*' "$1" "$2"; }
+
+copy_often() {
+  nap=
+  # A sleep that outlived this script would hold its output, which ssh waits for.
+  trap 'kill "$nap" 2> /dev/null || true; exit' TERM
+  while true; do
+    sleep "${COPY_EVERY:-600}" &
+    nap=$!
+    wait "$nap"
+    copy "$here" "$out" || true
+  done
+}
+
+here=$out copier=
+if [[ $out == gs://* ]]; then
+  here=runs/$name
+  mkdir -p "$here"
+  # Shows that the bucket can be written to, and makes the place to copy from.
+  echo "$experiment $*" | gcloud storage cp - "$out/launched.txt"
+  copy "$out" "$here"
+  copy_often &
+  copier=$!
+fi
+
+read -ra runner <<< "${RUNNER:-}"
+"${runner[@]}" .venv/bin/infalign run "$experiment" --out "$here" "$@" &
+run=$!
+trap 'kill -TERM "$run" 2> /dev/null || true' TERM
+code=0
+wait "$run" || code=$?
+while kill -0 "$run" 2> /dev/null; do # a trapped signal ends `wait`, not the run
+  code=0
+  wait "$run" || code=$?
+done
+
+if [[ -n $copier ]]; then
+  kill "$copier" 2> /dev/null || true
+  wait "$copier" || true
+  if ! copy "$here" "$out"; then
+    echo "on_host.sh: the results in $here could not be copied to $out" >&2
+    ((code)) || code=1
+  fi
+fi
+exit "$code"
