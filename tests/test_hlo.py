@@ -10,7 +10,8 @@ from infalign_jax import sampling
 from infalign_jax.drawing import SamplingConfig
 from infalign_jax.lm import arithmetic
 from infalign_jax.runtime import accounts, hlo
-from infalign_jax.runtime.accounts import Account, Collective
+from infalign_jax.runtime.accounts import Account
+from infalign_jax.runtime.collectives import Collective
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 1}
 

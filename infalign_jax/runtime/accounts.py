@@ -9,17 +9,17 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from infalign_jax.runtime import hlo
+from infalign_jax.runtime import collectives, hlo
+from infalign_jax.runtime.collectives import Collective
 from infalign_jax.runtime.hlo import Array, Computation, Instruction, Module
 
-KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 CONTROL = {"while", "call", "conditional", "async-start"}
 FREE = CONTROL | {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
@@ -29,15 +29,6 @@ SLICES = {"dynamic-slice", "slice", "gather"}
 FUSED = re.compile(r"splash_mha_(fwd|dq|dkv)")
 CHANNEL = re.compile(r"channel_id=(\d+)")
 WINDOW = {"size": "1", "stride": "1", "pad": "0_0", "lhs_dilate": "1", "rhs_dilate": "1"}
-
-
-class Collective(NamedTuple):
-    """One kind of collective over some axes of the mesh, all that a program runs of it."""
-
-    kind: str
-    axes: tuple[str, ...]
-    calls: float
-    bytes: float  # that a device receives
 
 
 class Kernel(NamedTuple):
@@ -77,36 +68,24 @@ def account(
     inner = _inner(module)
     flops = moved = 0.0
     kernels: dict[tuple[str, tuple[int, ...], tuple[int, ...]], float] = defaultdict(float)
-    network: dict[Any, Collective] = {}  # by channel: XLA may write one in several pieces
+    network: dict[str, Collective] = {}  # by channel: XLA may write one in several pieces
     for name, count in runs.times.items():
         computation = module.computations.get(name, {})
         for each in computation.values():
             flops += count * _flops(each, computation)
             if name not in inner:
                 moved += count * _moved(each, computation, module)
-            if (kind := each.opcode.removesuffix("-start")) in KINDS:
-                axes, received = _received(kind, each, computation, mesh)
-                found = Collective(kind, axes, count, count * received)
-                key = CHANNEL.search(each.attributes)
-                known = network.setdefault(key[1] if key else (name, each.name), found)
-                if key and found.bytes > known.bytes:
-                    network[key[1]] = found
+            if found := collectives.received(each, computation, mesh, count):
+                channel = CHANNEL.search(each.attributes)
+                key = channel[1] if channel else f"{name} {each.name}"
+                if key not in network or found.bytes > network[key].bytes:
+                    network[key] = found
             if called := kernel(each, computation):
                 kernels[called] += count
     return Account(
-        flops, moved, _summed(network.values()),
+        flops, moved, collectives.summed(network.values()),
         tuple(Kernel(*key, calls) for key, calls in sorted(kernels.items())), runs.unknown,
     )  # fmt: skip
-
-
-def _summed(found: Iterable[Collective]) -> tuple[Collective, ...]:
-    """Those of one kind over the same axes as one."""
-    totals: dict[tuple[str, tuple[str, ...]], list[float]] = {}
-    for each in found:
-        total = totals.setdefault(each[:2], [0.0, 0.0])
-        total[0] += each.calls
-        total[1] += each.bytes
-    return tuple(Collective(*key, *total) for key, total in sorted(totals.items()))
 
 
 def kernel(
@@ -199,7 +178,7 @@ def _moved(each: Instruction, computation: Computation, module: Module) -> float
     if each.opcode in ("dynamic-update-slice", "scatter"):
         update = sources[1] if each.opcode == "dynamic-update-slice" else sources[-1]
         return float(_far(update)) + (_size(update) if _far(each.arrays) else 0)
-    if each.opcode.removesuffix("-start") in KINDS:
+    if each.opcode.removesuffix("-start") in collectives.KINDS:
         return 2.0 * sum(map(_far, sources))
     return float(_far(each.arrays) + sum(map(_far, sources)))
 
@@ -215,7 +194,7 @@ def _moved_by_fusion(each: Instruction, computation: Computation, body: Computat
             given = _arrays(each.operands[int(inside.operands[0])], computation)
             if _far(given):
                 total += min(_taken(inside, users), _size(given))
-    root = list(body.values())[-1]
+    root = next(inside for inside in body.values() if inside.root)
     parts = [body[name] for name in root.operands] if root.opcode == "tuple" else [root]
     for part, result in zip(parts, each.arrays, strict=False):
         while part.opcode == "bitcast" and part.operands[0] in body:
@@ -246,61 +225,3 @@ def _size(found: Sequence[Array]) -> int:
 def _far(found: Sequence[Array]) -> int:
     """Bytes of the arrays that lie in the device's main memory."""
     return sum(array.bytes for array in found if not array.near)
-
-
-def _received(
-    kind: str, each: Instruction, computation: Computation, mesh: Mapping[str, int]
-) -> tuple[tuple[str, ...], float]:
-    """The axes of the mesh that a collective runs over, and the bytes that come in to a device."""
-    own = float(sum(_size(_arrays(name, computation)) for name in each.operands))
-    members = groups(each.attributes, prod(mesh.values()))
-    size = max(map(len, members), default=1)
-    axes = _axes(members, mesh)
-    if kind == "collective-permute":
-        return axes, own
-    share = {"all-gather": size - 1.0, "all-reduce": 2 * (size - 1) / size}
-    return axes, own * share.get(kind, (size - 1) / size)
-
-
-def groups(attributes: str, devices: int) -> list[list[int]]:
-    """Who takes part with whom in a collective, as numbers of devices of the mesh.
-
-    XLA writes it in three ways: listed, as a permuted range, and by axes of a mesh of its own.
-
-    >>> groups("replica_groups=[2,2]<=[2,2]T(1,0), use_global_device_ids=true", 4)
-    [[0, 2], [1, 3]]
-    >>> groups("replica_groups={{0,1},{2,3}}", 4)
-    [[0, 1], [2, 3]]
-    >>> groups("replica_groups=mesh['a'=2,'b'=2] {'a'}", 4)
-    [[0, 2], [1, 3]]
-    """
-    if found := re.search(
-        r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
-    ):
-        shape, sizes = ([int(n) for n in part.split(",")] for part in found.groups()[:2])
-        numbers = np.arange(prod(sizes)).reshape(sizes)
-        if found[3]:
-            numbers = numbers.transpose([int(n) for n in found[3].split(",")])
-        return [[int(n) for n in row] for row in numbers.reshape(shape)]
-    if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", attributes):
-        named = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        along = [list(named).index(name) for name in re.findall(r"'(\w+)'", found[2])]
-        across = [i for i in range(len(named)) if i not in along]
-        numbers = np.arange(devices).reshape(list(named.values())).transpose(across + along)
-        width = prod(numbers.shape[len(across) :])
-        return [[int(n) for n in row] for row in numbers.reshape(-1, width)]
-    listed = re.search(
-        r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)*)\}", attributes
-    )
-    rows = re.findall(r"\{([\d,]+)\}", listed[1]) if listed else []
-    return [[int(n) for n in row.split(",")] for row in rows] or [list(range(devices))]
-
-
-def _axes(members: list[list[int]], mesh: Mapping[str, int]) -> tuple[str, ...]:
-    """The axes along which devices of one group differ."""
-    sizes = tuple(mesh.values())
-    found = set()
-    for group in members:
-        places = np.stack(np.unravel_index(group, sizes))
-        found |= {axis for axis, row in zip(mesh, places, strict=True) if len(set(row)) > 1}
-    return tuple(axis for axis in mesh if axis in found)

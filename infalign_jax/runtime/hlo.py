@@ -18,7 +18,7 @@ ARRAY = re.compile(rf"\b({'|'.join(WIDTH)})\[([\d,]*)\](\{{[^}}]*\}})?")
 ELSEWHERE = re.compile(r"S\([1-9]\)")  # a memory space other than the device's main one
 HEADER = re.compile(r"^(ENTRY )?%([\w.\-]+) .*\{$")
 NAME = re.compile(r"%([\w.\-]+)")
-INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*)$")
+INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.*)$")
 CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
@@ -48,6 +48,7 @@ class Instruction(NamedTuple):
     opcode: str
     operands: tuple[str, ...]  # names; of a parameter its number, of a constant its value
     attributes: str
+    root: bool = False  # what its computation results in
 
     @property
     def arrays(self) -> list[Array]:
@@ -109,7 +110,7 @@ def parse(text: str) -> Module:
     return Module(entry, computations)
 
 
-def _instruction(name: str, rest: str) -> Instruction | None:
+def _instruction(root: str | None, name: str, rest: str) -> Instruction | None:
     end = _closing(rest, 0) if rest.startswith("(") else rest.find(" ")
     kind, rest = rest[:end], rest[end:].lstrip()
     begin = rest.find("(")
@@ -119,7 +120,7 @@ def _instruction(name: str, rest: str) -> Instruction | None:
     operands = tuple(NAME.findall(rest[begin:close]))
     if rest[:begin] in ("parameter", "constant"):
         operands = (rest[begin + 1 : close - 1],)
-    return Instruction(name, kind, rest[:begin], operands, rest[close:])
+    return Instruction(name, kind, rest[:begin], operands, rest[close:], root is not None)
 
 
 def _closing(text: str, begin: int) -> int:
@@ -152,7 +153,7 @@ def _trips(each: Instruction, condition: Computation, outside: Computation) -> i
     """How often a loop runs: as XLA says it, or by a condition that counts up to a constant."""
     if known := TRIPS.search(each.attributes):
         return int(known[1])
-    test = list(condition.values())[-1] if condition else None
+    test = next((inside for inside in condition.values() if inside.root), None)
     if test is None or test.opcode != "compare" or "direction=LT" not in test.attributes:
         return None
     counter, bound = (condition.get(name) for name in test.operands)

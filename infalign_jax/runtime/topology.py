@@ -13,7 +13,12 @@ from infalign_jax.runtime.chips import CHIPS, Chip
 EXTRA = 'pip install "infalign-jax[tpu-plan]"'
 EXAMPLES = {"v4": "v4:2x2x1", "v5e": "v5e:4x4", "v5p": "v5p:2x2x1", "v6e": "v6e:4x4"}
 KINDS = (*EXAMPLES, "cpu")
-LEAST = {2: "2x2", 3: "2x2x1"}  # chips of one host, by dimensions: the fewest that can be described
+ALONE = {  # libtpu on a machine without a TPU
+    "TPU_SKIP_MDS_QUERY": "1",  # else it asks Google's servers what the machine is
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a compiler needs no device, and so no lock on one
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # of no effect here; without both it complains
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
 
 
 class Topology(NamedTuple):
@@ -31,7 +36,7 @@ class Topology(NamedTuple):
 def described(name: str) -> Topology:
     """The devices of `v5e:4x4`, `v4:2x2x1` and their like, or of `cpu:8`, which must be there.
 
-    Of a single chip, `v5e:1x1`, the first of its host. Raises ValueError for a topology that there
+    Raises ValueError for a topology that there
     is not, where libtpu, which has the TPU compiler, is not installed, and for more CPU devices
     than JAX was told to make.
 
@@ -41,18 +46,17 @@ def described(name: str) -> Topology:
 write for example v5e:4x4
     """
     kind, _, sizes = name.partition(":")
-    if kind not in KINDS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes):
+    example = EXAMPLES.get(kind, "v5e:4x4")
+    as_many = kind == "cpu" or sizes.count("x") == example.count("x")
+    if kind not in KINDS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes) or not as_many:
         raise ValueError(
             f"--topology: expected {', '.join(KINDS[:-1])} or cpu with its sizes, got {name}; "
-            f"write for example {EXAMPLES.get(kind, 'v5e:4x4')}"
+            f"write for example {example}"
         )
-    count = prod(map(int, sizes.split("x")))
+    numbers = tuple(map(int, sizes.split("x")))
     if kind == "cpu":
-        return Topology(name, _cpus(count), None)
-    chip = CHIPS[kind]
-    if count > 1:
-        return Topology(name, _chips(name), chip)
-    return Topology(name, _chips(f"{kind}:{LEAST[EXAMPLES[kind].count('x') + 1]}")[:1], chip)
+        return Topology(name, _cpus(prod(numbers)), None)
+    return Topology(name, _chips(kind, name, numbers), CHIPS[kind])
 
 
 def _cpus(count: int) -> tuple[Any, ...]:
@@ -65,16 +69,20 @@ def _cpus(count: int) -> tuple[Any, ...]:
     return tuple(devices[:count])
 
 
-def _chips(name: str) -> tuple[Any, ...]:
+def _chips(kind: str, name: str, sizes: tuple[int, ...]) -> tuple[Any, ...]:
     if util.find_spec("libtpu") is None:
         raise ValueError(f"--topology: expected libtpu for {name}, got none installed; {EXTRA}")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks Google's servers where it is
+    for variable, value in ALONE.items():
+        os.environ.setdefault(variable, value)
     from jax.experimental import topologies
 
+    host = tuple(min(size, most) for size, most in zip((*sizes, 1), (2, 2, 1), strict=False))
+    options: dict[str, Any] = {"chips_per_host_bounds": host}
+    if kind == "v4":
+        options["chip_config_name"] = "megacore"  # as TPU machines have it: a chip is one device
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        kind = name.partition(":")[0]
         why = " ".join(str(error).split())[:200]
         raise ValueError(
             f"--topology: expected sizes that {kind} comes in, got {name} ({why}); "
