@@ -7,7 +7,8 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -44,8 +45,9 @@ class _Terminated(KeyboardInterrupt):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; `arguments` default to the process's own.
 
-    0: done; 2: a mistake that one line on standard error explains; 130 and 143: stopped by Ctrl-C
-    or SIGTERM, to be continued by the same command. `--help` and `--version` raise SystemExit.
+    0: done; 1: `plan` found a phase that does not fit; 2: a mistake that one line on standard error
+    explains; 130 and 143: stopped by Ctrl-C or SIGTERM, to be continued by the same command.
+    `--help` and `--version` raise SystemExit.
 
     >>> main(["rum", "experiments/quickstart.py"])
     2
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         options = _read(arguments)
-        {"run": _run, "report": _report, "bench": _bench}.get(options.command, _ask)(options)
+        return ANSWERED_BY.get(options.command, _ask)(options) or 0
     except (ValueError, OSError, FloatingPointError) as error:
         if "--traceback" in arguments:
             traceback.print_exc()
@@ -66,7 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
     finally:
         signal.signal(signal.SIGTERM, before)
-    return 0
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
@@ -84,14 +85,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"infalign {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     run = _command(commands, "run", "run an experiment", RUN)
-    run.add_argument("experiment", metavar="EXPERIMENT", type=Path, help="its Python file")
-    run.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="change a field, such as model.width=128; may be repeated",
-    )
+    questions.add_experiment(run)
     run.add_argument("--out", type=Path, help="output directory (default: runs/EXPERIMENT)")
     run.add_argument("--stage", help="go no further than this stage")
     run.add_argument("--seed", help="the same as --set seed=SEED")
@@ -174,6 +168,29 @@ def _bench(options: argparse.Namespace) -> None:
     model = bench.fitted(options.preset, options.compute, shape)
     result = bench.run(model, shape, options.rounds)
     printing.deliver(result, bench_text.text(result, earlier), options.json)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    """1 where a phase does not fit. Compiled programs are not kept: compilation is timed."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # nothing runs; a TPU that is there stays free
+    from infalign_jax import config
+    from infalign_jax.commands import plan, plan_text, printing
+    from infalign_jax.runtime import mesh_sizes, topology
+
+    printing.check_targets(options.json)
+    experiment = config.override(config.load(options.experiment), options.set)
+    if options.mesh is not None:
+        experiment = replace(experiment, mesh=mesh_sizes.parse(options.mesh))
+    result = plan.run(experiment, topology.described(options.topology))
+    printing.deliver(result, plan_text.text(result), options.json)
+    return int(result["first_too_large"] is not None)
+
+
+ANSWERED_BY: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    "run": _run, "report": _report, "bench": _bench, "plan": _plan,
+}  # fmt: skip
 
 
 def _keep_compiled_programs() -> None:
