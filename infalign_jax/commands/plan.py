@@ -58,7 +58,9 @@ def run(experiment: Experiment, topology: Topology) -> dict[str, Any]:
         found[name] = plan_compile.compiled(phase, mesh)
         rows[name] = _row(phase, found[name], int(phase.held * copy), topology)
     large = next((name for name, row in rows.items() if row["fits"] is False), None)
-    change = large and plan_fit.smallest(experiment, topology, sizes, large, rows[large])
+    change = None
+    if large and topology.chip:
+        change = plan_fit.smallest(experiment, topology, sizes, large, rows[large])
     return {
         "experiment": experiment.name, "topology": topology.name, "chips": chips,
         "mesh": dict(mesh.shape), "versions": _versions(), "model": configs.to_dict(model),
