@@ -194,11 +194,17 @@ def test_what_does_not_fit_ends_with_1(
     assert f"{SFT} does not fit" in capsys.readouterr().out
 
 
-def test_want_of_memory_is_a_result_and_other_errors_are_not() -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm.",
+        "Ran out of memory on HBM, the total memory required for HLO temporaries (18.50G) exceeds "
+        "available HBM (15.75G).",
+    ],
+)
+def test_want_of_memory_is_a_result_and_other_errors_are_not(said: str) -> None:
     def full() -> Any:
-        raise jax.errors.JaxRuntimeError(
-            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm."
-        )
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {said}")
 
     def broken() -> Any:
         raise jax.errors.JaxRuntimeError("INTERNAL: planted")

@@ -12,8 +12,8 @@ from infalign_jax.runtime import accounts, hlo, measure
 from infalign_jax.runtime.accounts import Account
 
 FULL = "RESOURCE_EXHAUSTED"
-USED = re.compile(r"[Uu]sed ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
-UNIT = {"K": 2**10, "M": 2**20, "G": 2**30}
+WANTED = re.compile(r"(?:[Uu]sed |required for HLO temporaries \()([\d.]+)([KMGT])")
+UNIT = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Compiled(NamedTuple):
@@ -49,6 +49,9 @@ def compiled(phase: Phase, mesh: Mesh) -> Compiled:
 
 
 def _asked_for(message: str) -> int:
-    """Bytes that a program wanted, by the compiler's message; 0 where it does not say."""
-    found = USED.search(message)
+    """Bytes that a program wanted, by the compiler's message; 0 where it does not say.
+
+    It speaks of all, or of temporaries alone, beside which operands are small.
+    """
+    found = WANTED.search(message)
     return int(float(found[1]) * UNIT[found[2]]) if found else 0
