@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -48,9 +49,10 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; `arguments` default to the process's own.
 
-    0: done; 1: something is amiss, says `infalign doctor`; 2: a mistake that one line on standard
-    error explains; 130: stopped by Ctrl-C, and 75: by SIGTERM or the loss of a host, to be
-    continued by the same command. `--help` and `--version` raise SystemExit.
+    0: done; 1: something is amiss, says `infalign doctor`, or too large, says `infalign plan`; 2: a
+    mistake that one line on standard error explains; 130: stopped by Ctrl-C, and 75: by SIGTERM or
+    the loss of a host, to be continued by the same command. `--help` and `--version` raise
+    SystemExit.
 
     >>> main(["rum", "experiments/quickstart.py"])
     2
@@ -88,8 +90,8 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"infalign {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     run = _command(commands, "run", "run an experiment", RUN)
-    run.add_argument("experiment", metavar="EXPERIMENT", type=Path, help="its Python file")
-    _add_set(run)
+    questions.add_experiment(run)
+    run.add_argument("--mesh", metavar="SIZES", help="its axes, such as data=4,fsdp=8")
     run.add_argument("--out", type=Path, help="output directory (default: runs/EXPERIMENT)")
     run.add_argument("--stage", help="go no further than this stage")
     run.add_argument("--seed", help="the same as --set seed=SEED")
@@ -165,6 +167,10 @@ def _run(options: argparse.Namespace) -> None:
     keep_freed_memory()
     seed = [] if options.seed is None else [f"seed={options.seed}"]
     experiment = config.override(config.load(options.experiment), [*options.set, *seed])
+    if options.mesh is not None:
+        from infalign_jax.runtime import mesh_sizes
+
+        experiment = replace(experiment, mesh=mesh_sizes.parse(options.mesh))
     _keep_compiled_programs()
     _join(options)
     from infalign_jax import pipeline
@@ -224,8 +230,26 @@ def _bench(options: argparse.Namespace) -> None:
     printing.deliver(result, bench_text.text(result, earlier), options.json)
 
 
+def _plan(options: argparse.Namespace) -> int:
+    """1 where a phase does not fit. Compiled programs are not kept: compilation is timed."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # nothing runs; a TPU that is there stays free
+    from infalign_jax import config
+    from infalign_jax.commands import plan, plan_text, printing
+    from infalign_jax.runtime import mesh_sizes, topology
+
+    printing.check_targets(options.json)
+    experiment = config.override(config.load(options.experiment), options.set)
+    if options.mesh is not None:
+        experiment = replace(experiment, mesh=mesh_sizes.parse(options.mesh))
+    result = plan.run(experiment, topology.described(options.topology))
+    printing.deliver(result, plan_text.text(result), options.json)
+    return int(result["first_too_large"] is not None)
+
+
 ANSWERED_BY: dict[str, Callable[[argparse.Namespace], int | None]] = {
-    "run": _run, "report": _report, "bench": _bench, "doctor": _doctor,
+    "run": _run, "report": _report, "bench": _bench, "plan": _plan, "doctor": _doctor,
 }  # fmt: skip
 
 

@@ -237,6 +237,19 @@ top_k=0, top_p=1.0; calibration, rollouts and KL must speak of one law
         if isinstance(self.data, HHConfig):
             _check_splits(self.data)
 
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """What the devices must divide, by the names of the fields."""
+        sizes = {
+            "sft.batch_size": self.sft.batch_size,
+            "reward.batch_size": self.reward.batch_size,
+            "calibrate.chunk": self.calibrate.chunk,
+            "align.batch_size": self.align.batch_size,
+        }
+        if self.foresight.steps:
+            sizes["foresight.batch_size"] = self.foresight.batch_size
+        return sizes
+
     def _check_counts(self) -> None:
         """What one stage takes, another must have made."""
         stored = self.calibrate.responses

@@ -61,7 +61,7 @@ evaluate, report, got calibrat; did you mean calibrate?
         hint = f"did you mean {close[0]}?" if close else "name one of them"
         raise ValueError(f"expected a stage among {', '.join(STAGES)}, got {stage}; {hint}")
     until = STAGES.index(stage) if stage else len(STAGES) - 1
-    sizes = batch_sizes(experiment)
+    sizes = experiment.batch_sizes
     mesh = meshes.make(experiment.mesh, meshes.available(experiment.mesh, sizes.values()))
     for name, size in sizes.items():  # before any work
         meshes.check_batch(name, size, mesh)
@@ -72,23 +72,6 @@ evaluate, report, got calibrat; did you mean calibrate?
     with ExitStack() as stack:
         hosts.shared(lambda: bool(stack.enter_context(exclusive(out))))
         return _run(Run(experiment, out, mesh), until)
-
-
-def batch_sizes(experiment: Experiment) -> dict[str, int]:
-    """What the devices must divide, by the field that says it.
-
-    >>> batch_sizes(Experiment("quick"))["calibrate.chunk"]
-    32
-    """
-    sizes = {
-        "sft.batch_size": experiment.sft.batch_size,
-        "reward.batch_size": experiment.reward.batch_size,
-        "calibrate.chunk": experiment.calibrate.chunk,
-        "align.batch_size": experiment.align.batch_size,
-    }
-    if experiment.foresight.steps:
-        sizes["foresight.batch_size"] = experiment.foresight.batch_size
-    return sizes
 
 
 def _check_memory(experiment: Experiment, mesh: Mesh, until: int) -> None:

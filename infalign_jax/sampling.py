@@ -99,17 +99,38 @@ def _ring_sizes(batch: _Batch) -> tuple[int, ...]:
     Each is a compilation of its own, so short rings begin as long as they end, and so do those of
     lanes that go on to further responses, which go around the full ring most of the time.
     """
-    length = batch.uniform.shape[2]
-    if length < LONG or _side_by_side(batch) != batch.uniform.shape[:2]:
+    return _sizes(batch.law, batch.uniform.shape)
+
+
+def _sizes(law: SamplingConfig, shape: tuple[int, ...]) -> tuple[int, ...]:
+    length = shape[2]
+    if length < LONG or _side_by_side(law, shape) != shape[:2]:
         return (length,)
     step = -(-length // RING_SIZES)
     return (*range(step, length, step), length)
 
 
-def _side_by_side(batch: _Batch) -> tuple[int, int]:
-    """A and L: prompts in hand, and lanes of each."""
-    b, k, _ = batch.uniform.shape
-    return min(batch.law.in_hand or b, b), min(batch.law.lanes or k, k)
+def _side_by_side(law: SamplingConfig, shape: tuple[int, ...]) -> tuple[int, int]:
+    """A and L of [B, K, T]: prompts in hand, and lanes of each."""
+    return min(law.in_hand or shape[0], shape[0]), min(law.lanes or shape[1], shape[1])
+
+
+def longest(law: SamplingConfig, prompts: int, responses: int) -> tuple[tuple[int, int], ...]:
+    """How often the sampler's loops run where all responses to B prompts take all T tokens.
+
+    For every size of ring: rounds in which prompts are taken in hand, and tokens of a round.
+
+    >>> longest(SamplingConfig(length=200), prompts=8, responses=4)
+    ((1, 50), (1, 50), (1, 50), (1, 50))
+    >>> longest(SamplingConfig(length=200, in_hand=4, lanes=2), prompts=8, responses=4)
+    ((2, 400),)
+    """
+    shape = (prompts, responses, law.length)
+    in_hand, lanes = _side_by_side(law, shape)
+    rounds, turns = -(-prompts // in_hand), -(-responses // lanes)
+    ends = _sizes(law, shape)
+    begins = (0, *ends[:-1])
+    return tuple((rounds, turns * (end - begin)) for begin, end in zip(begins, ends, strict=True))
 
 
 def _decode_until_full(batch: _Batch, lanes: _Lanes, places: int) -> _Lanes:
@@ -140,7 +161,7 @@ def _decode_until_full(batch: _Batch, lanes: _Lanes, places: int) -> _Lanes:
 def _start(batch: _Batch, places: int) -> _Lanes:
     """Nothing in hand, nothing drawn; rings of so many places."""
     config, (b, k, t) = batch.config, batch.uniform.shape
-    in_hand, lanes = _side_by_side(batch)
+    in_hand, lanes = _side_by_side(batch.law, batch.uniform.shape)
     return _Lanes(
         step=jnp.zeros((), jnp.int32),
         waiting=jnp.zeros((), jnp.int32),

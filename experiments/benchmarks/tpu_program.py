@@ -7,7 +7,7 @@ Expected:  experiments/results/benchmarks/tpu_program.md: fused attention in eve
            [tokens, V]
 
 Compiled from shapes alone, in bfloat16 with splash attention, for one chip and for the eight of a
-v5e:2x4, with libtpu's compiler (pip install "libtpu==0.0.42.*" for jax 0.10.2).
+v5e:2x4, with libtpu's compiler (pip install "infalign-jax[tpu-plan]").
 """
 
 import argparse
@@ -19,24 +19,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
-from math import prod
 from typing import Any
 
 os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from infalign_jax import learner, programs, training
-from infalign_jax.batches import Prompts, Responses, Rollouts
+from infalign_jax.commands import plan_compile, plan_phases
 from infalign_jax.drawing import SamplingConfig
 from infalign_jax.lm import transformer
 from infalign_jax.lm.sizes import SIZES, Size
-from infalign_jax.runtime import measure
+from infalign_jax.runtime import accounts, hlo, measure
 from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime.collectives import KINDS
+from infalign_jax.runtime.hlo import Module
 from infalign_jax.runtime.mesh import MeshConfig
 
 MESHES = {
@@ -45,14 +44,7 @@ MESHES = {
     "data 4, tensor 2": MeshConfig(data=4, tensor=2),
     "data 8": MeshConfig(data=8),
 }
-COLLECTIVE = re.compile(
-    r"= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
-    r".*? channel_id=(\d+)"
-)
-FUSED = re.compile(r"%splash_mha_(fwd|dq|dkv)[\w.]* = .* custom-call\(")
-SIZE = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1}
-ARRAY = re.compile(rf"\b({'|'.join(SIZE)})\[([\d,]*)\]")
-FULL = "RESOURCE_EXHAUSTED"
+CHANNEL = re.compile(r"channel_id=(\d+)")
 HEADER = ["program", "mesh", "fused attention", "collectives between tokens or layers"]
 HEADER += ["largest of them, MiB", "other collectives", "largest float32 with V, MiB"]
 HEADER += ["[tokens, V] would be", "memory a chip, GiB", "compiled in, s"]
@@ -60,75 +52,46 @@ HEADER += ["[tokens, V] would be", "memory a chip, GiB", "compiled in, s"]
 
 def compiled(size: Size, mesh: Mesh) -> dict[str, Callable[[], Any]]:
     """By phase: a function that lowers its program, from shapes alone."""
-    (model, shape), some = size, jax.ShapeDtypeStruct
-    b, p, k, t = shape
-    prompts = Prompts(some((b, p), jnp.int32), some((b, p), bool), some((b,), jnp.int32))
-    responses = Responses(some((b, k, t), jnp.int32), some((b, k, t), bool))
-    boxed, number = programs.boxed_params(model), some((b, k), jnp.float32)
-    params, adam = nn.unbox(boxed), training.optimiser(training.OptimiserConfig(), 10**6)
-    rollouts = Rollouts(prompts, responses, number)
-    batch = learner.Batch(rollouts, number, number, number, number)
+    (model, shape), law = size, SamplingConfig(length=size.shape.response, end=2)
     loss = learner.policy_gradient(partial(transformer.log_probs, model), 0.1, 0.0, "partition")
-    state = jax.eval_shape(
-        lambda own: training.TrainState(own, adam.init(own), jnp.zeros((), jnp.int32)), params
-    )
-    law, key = SamplingConfig(length=t, end=2), jax.eval_shape(lambda: jax.random.key(0))
-    sample = programs.make_sample(mesh, model, law, k)
-    log_probs = programs.make_log_probs(mesh, model)
-    update = training.make_update(loss, adam, mesh, boxed)
+    adam, boxed = training.OptimiserConfig(), programs.boxed_params(model)
+    batch = plan_phases.rl_batch(shape)
     return {
-        "prefill and sampler": lambda: sample.lower(params, prompts, key),
-        "log-probabilities": lambda: log_probs.lower(params, prompts, responses),
-        "update": lambda: update.lower(state, batch),
+        "prefill and sampler": plan_phases.sampler(mesh, model, law, shape).lower,
+        "log-probabilities": plan_phases.log_probs(mesh, model, shape).lower,
+        "update": plan_phases.update(mesh, loss, boxed, adam, batch, shape, 0.0).lower,
     }
 
 
-def parts(text: str) -> dict[str, str]:
-    """The computations of a module by name."""
-    found = re.split(r"^(?:ENTRY )?%([\w.\-]+) .*\{$", text, flags=re.MULTILINE)
-    return dict(zip(found[1::2], found[2::2], strict=True))
+def collectives(module: Module, inside: bool) -> list[int]:
+    """The size in bytes of each collective's largest result, within loops or outside of them.
 
-
-def looped(computations: dict[str, str]) -> set[str]:
-    """Names of the computations that run within a loop, however deep they are called."""
-    names = {
-        name
-        for body in computations.values()
-        for name in re.findall(r"(?:body|condition)=%([\w.\-]+)", body)
+    Counted once where XLA writes it twice, by its channel.
+    """
+    looped = hlo.in_loops(module)
+    found = {
+        channel[1]: max((array.bytes for array in each.arrays), default=0)
+        for name, computation in module.computations.items()
+        if (name in looped) == inside
+        for each in computation.values()
+        if each.opcode.removesuffix("-start") in KINDS
+        and (channel := CHANNEL.search(each.attributes))
     }
-    waiting = list(names)
-    while waiting:
-        for name in re.findall(r"%([\w.\-]+)", computations[waiting.pop()]):
-            if name in computations and name not in names:
-                names.add(name)
-                waiting.append(name)
-    return names
-
-
-def collectives(bodies: list[str]) -> list[int]:
-    """The size in bytes of each collective's result, counted once where XLA writes it twice."""
-    found = {number: kinds for body in bodies for kinds, number in COLLECTIVE.findall(body)}
-    return [max(map(size_of, ARRAY.findall(kinds)), default=0) for kinds in found.values()]
-
-
-def size_of(array: tuple[str, str]) -> int:
-    kind, sizes = array
-    return SIZE[kind] * prod(map(int, filter(None, sizes.split(","))))
+    return list(found.values())
 
 
 def figures(text: str, mesh: Mesh, size: Size) -> list[Any]:
     """What a profile of a compiled program would show of kernels, collectives and logits."""
-    computations = parts(text)
-    inside = looped(computations)
-    repeated = collectives([body for name, body in computations.items() if name in inside])
-    once = collectives([body for name, body in computations.items() if name not in inside])
+    module = hlo.parse(text)
+    repeated, once = (collectives(module, inside) for inside in (True, False))
     vocabulary = size.model.vocab_size
     words = {vocabulary, vocabulary // mesh.shape["tensor"]}
-    named = set(map(str, words))
     tokens = size.shape.tokens // (mesh.shape["data"] * mesh.shape["fsdp"])
-    wide = (found for found in ARRAY.findall(text) if found[0] == "f32")
-    logits = [size_of(found) for found in wide if named & set(found[1].split(","))]
-    kinds = Counter(FUSED.findall(text))
+    wide = (found for found in hlo.arrays(text) if found.kind == "f32")
+    logits = [found.bytes for found in wide if words & set(found.sizes)]
+    bodies = module.computations.values()
+    kernels = (accounts.kernel(each, body) for body in bodies for each in body.values())
+    kinds = Counter(kernel[0] for kernel in kernels if kernel)
     return [
         ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none",
         len(repeated), f"{max(repeated, default=0) / 2**20:,.1f}", len(once),
@@ -142,7 +105,7 @@ def row(lower: Callable[[], Any], mesh: Mesh, size: Size) -> list[Any]:
     try:
         program = lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        if FULL not in str(error):
+        if plan_compile.FULL not in str(error):
             raise
         return ["", "", "", "", "", "", "does not fit", f"{time.perf_counter() - begun:.0f}"]
     seconds, memory = time.perf_counter() - begun, f"{measure.memory_of(program) / 2**30:.2f}"

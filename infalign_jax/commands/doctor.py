@@ -15,7 +15,7 @@ import numpy as np
 
 import infalign_jax
 from infalign_jax import config as configs
-from infalign_jax import hh, pipeline
+from infalign_jax import hh
 from infalign_jax.experiment import Experiment
 from infalign_jax.hh import HHConfig
 from infalign_jax.lm import arithmetic
@@ -78,7 +78,7 @@ def examine(experiment: Experiment | None, out: Path) -> list[Finding]:
 def _links(experiment: Experiment | None) -> list[Finding]:
     """The mesh, and an all-reduce over each axis of it that has several devices."""
     config = experiment.mesh if experiment else MeshConfig()
-    batches = pipeline.batch_sizes(experiment) if experiment else {}
+    batches = experiment.batch_sizes if experiment else {}
     try:
         made, found = doctor.mesh(config, batches)
     except Exception as error:

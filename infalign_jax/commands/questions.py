@@ -57,6 +57,19 @@ example:
   infalign bench --preset 1m --compare now.json
 """,
     ),
+    "plan": (
+        "what an experiment needs of TPUs",
+        """\
+What an experiment would need of TPUs that need not be there: every phase is compiled for them from
+shapes alone and none is run. Memory a chip, FLOPs, bytes moved, collectives and the axes they run
+over; the least time that the chip's published peaks allow, and the chip-hours that comes to. Exit
+code 1, with the smallest change that would help, where a phase does not fit. Needs libtpu
+(pip install "infalign-jax[tpu-plan]"), except for cpu:N.
+
+example:
+  infalign plan experiments/quickstart.py --topology v5e:2x2 --mesh data=2,fsdp=2
+""",
+    ),
 }
 SIZES = ("tiny", "1m", "5m", "125m", "1b", "8b")  # of lm/sizes.py
 
@@ -96,11 +109,39 @@ def add_options(name: str, command: argparse.ArgumentParser) -> None:
             )
         case "bench":
             _add_bench(command)
+        case "plan":
+            _add_plan(command)
     command.add_argument(
         "--json",
         metavar="FILE",
         help=f"write all digits as JSON, - to print it (fields: infalign_jax/commands/{name}.py)",
     )
+
+
+def add_experiment(command: argparse.ArgumentParser) -> None:
+    """The experiment of a command, and changes to it.
+
+    >>> parser = argparse.ArgumentParser()
+    >>> add_experiment(parser)
+    >>> parser.parse_args("mine.py --set seed=1 --set model.width=8".split()).set
+    ['seed=1', 'model.width=8']
+    """
+    command.add_argument("experiment", metavar="EXPERIMENT", type=Path, help="its Python file")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field, such as model.width=128; may be repeated",
+    )
+
+
+def _add_plan(command: argparse.ArgumentParser) -> None:
+    add_experiment(command)
+    kinds = "v4:2x2x1, v5e:4x4, v5p:2x2x1, v6e:4x4, … or cpu:N"
+    command.add_argument("--topology", required=True, metavar="KIND:SIZES", help=kinds)
+    sizes = "its axes, such as data=4,fsdp=8 (default: the experiment's)"
+    command.add_argument("--mesh", metavar="SIZES", help=sizes)
 
 
 def _add_file(command: argparse.ArgumentParser, name: str, shown: str, text: str) -> None:

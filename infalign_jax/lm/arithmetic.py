@@ -6,6 +6,8 @@ pass is two forward passes; what rematerialisation and the chunked vocabulary co
 counted. These are model FLOPs, as in the PaLM paper's utilisation (arXiv 2204.02311, appendix B).
 """
 
+from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple
 
 from infalign_jax.lm.layers import TransformerConfig
@@ -138,6 +140,37 @@ def update_memory(config: TransformerConfig, shape: Shape, shards: int = 1) -> i
     activations = rows * config.layers * kept * config.dtype.itemsize
     logits = min(config.logits_at_once, shape.tokens * config.vocab_size) * config.wide.itemsize
     return int(4 * 4 * parameters(config) / shards + activations + logits)
+
+
+def scoring_memory(config: TransformerConfig, shape: Shape, shards: int = 1) -> int:
+    """Bytes that one pass forward needs at least: parameters, their copy, a layer, logits.
+
+    The parameters, not their copy, are divided among `shards` devices.
+
+    >>> scoring_memory(TransformerConfig(), Shape(2, 3, 4, 5))
+    1217280
+    """
+    rows = shape.prompts * shape.prompt + shape.tokens
+    layer = max(outer for _, outer in layer_products(config)) + config.width
+    logits = min(config.logits_at_once, shape.tokens * config.vocab_size) * config.wide.itemsize
+    kept = _kept(config, shape.prompts * shape.prompt)
+    own = 4 * parameters(config) / shards + _read(config)
+    return int(own + rows * layer * config.dtype.itemsize + kept + logits)
+
+
+def splash(part: str, queries: Sequence[int], keys: Sequence[int], length: int) -> float:
+    """FLOPs of a call of splash attention: the fewest, of the pairs that are not masked.
+
+    Its `part` is fwd (scores, values), dq (both again, and scores' gradient into q's) or dkv.
+    Queries [..., R, d] are causal in responses of `length`; of keys [..., S, d] the first S − R are
+    the prompt's, which all see.
+
+    >>> splash("fwd", (1, 2, 8, 64), (1, 1, 11, 64), length=4)  # 8 · (3 + (1 + 2 + 3 + 4) / 4)
+    22528.0
+    """
+    *heads, rows, size = queries
+    pairs = rows * (keys[-2] - rows) + rows * (min(length, rows) + 1) / 2
+    return 2.0 * {"fwd": 2, "dq": 3, "dkv": 4}[part] * prod(heads) * pairs * size
 
 
 def _per_token(config: TransformerConfig) -> float:

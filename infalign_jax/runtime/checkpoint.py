@@ -5,8 +5,7 @@ A checkpoint is a directory that is whole or absent (see `files`), whenever the 
 shapes, the size and CRC-32 of every file, and the caller's info). Nothing is pickled: a
 checkpoint from a stranger can be refused or hold wrong numbers, but cannot run code.
 
-One run writes at a time: hold `files.exclusive` on the output directory. Of several hosts, which
-share the directory and call all of this together, each writes and reads its own shards.
+One run writes at a time: hold `files.exclusive` on the directory. Every host of it calls this.
 """
 
 import dataclasses
@@ -85,15 +84,15 @@ def save(path: Path, tree: Any, *, digest: str, info: dict[str, Any]) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     leaves = _named(tree)
-    header = {"format": FORMAT, "digest": digest, "leaves": _shapes(leaves), "info": info}
 
     def begin() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
 
     def finish() -> None:
-        whole = header | {"files": _checksums(temporary)}
-        (temporary / "header.json").write_text(json.dumps(whole), encoding="utf-8")
+        header = {"format": FORMAT, "digest": digest, "leaves": _shapes(leaves), "info": info}
+        header |= {"files": _checksums(temporary)}
+        (temporary / "header.json").write_text(json.dumps(header), encoding="utf-8")
         put_in_place(temporary, path)
 
     hosts.shared(begin)
@@ -177,8 +176,7 @@ def latest_step(directory: Path) -> int | None:
         steps = reversed(_steps(Path(directory)))
         return next((n for n in steps if _header(_step_path(Path(directory), n))), None)
 
-    step: int | None = hosts.shared(found)
-    return step
+    return hosts.shared(found)  # type: ignore[no-any-return]
 
 
 def restore_step(directory: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
@@ -276,13 +274,11 @@ def _header(path: Path) -> dict[str, Any] | None:
 
 
 def _checked_header(path: Path) -> dict[str, Any]:
-    header = _header(path)
-    if header is not None:
+    if (header := _header(path)) is not None:
         return header
     if path.exists():
-        raise ValueError(
-            f"expected a whole checkpoint at {path}, got a damaged one; delete it and run again"
-        )
+        what = "got a damaged one; delete it and run again"
+        raise ValueError(f"expected a whole checkpoint at {path}, {what}")
     raise FileNotFoundError(f"expected a checkpoint at {path}, got nothing; run its stage first")
 
 

@@ -63,7 +63,11 @@ def loop() -> Iterator[None]:
 
 
 def asked() -> bool:
-    """Whether to keep the step just taken and raise Stopped: the same on all hosts."""
+    """Whether to keep the step just taken and raise Stopped: the same on all hosts.
+
+    >>> asked()
+    False
+    """
     import jax  # here: the command line hears signals before it is known whether JAX is needed
 
     _HEARD.steps += 1

@@ -1,0 +1,227 @@
+"""What a compiled program does when it runs once, counted in its text: per device.
+
+- `flops`: of products, 2 for each multiplication and addition; those of a custom kernel are its
+  caller's to know, so kernels are listed;
+- `bytes`: what instructions read from and write to the device's main memory; a slice counts as what
+  it takes, arrays in the chip's own memory not at all;
+- `collectives`: bytes that come in over the network, by kind and by the axes of the mesh.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from infalign_jax.runtime import collectives, hlo
+from infalign_jax.runtime.collectives import Collective
+from infalign_jax.runtime.hlo import Array, Computation, Instruction, Module
+
+CONTROL = {"while", "call", "conditional", "async-start"}
+FREE = CONTROL | {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
+    "replica-id", "opt-barrier", "optimization-barrier", "add-dependency", "iota", "async-update",
+}  # fmt: skip
+SLICES = {"dynamic-slice", "slice", "gather"}
+FUSED = re.compile(r"splash_mha_(fwd|dq|dkv)")
+CHANNEL = re.compile(r"channel_id=(\d+)")
+WINDOW = {"size": "1", "stride": "1", "pad": "0_0", "lhs_dilate": "1", "rhs_dilate": "1"}
+
+
+class Kernel(NamedTuple):
+    """Calls of one custom kernel with operands of these sizes."""
+
+    name: str  # fwd, dq or dkv of splash attention
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+    calls: float
+
+
+class Account(NamedTuple):
+    """What one device does when the program runs once."""
+
+    flops: float
+    bytes: float
+    collectives: tuple[Collective, ...]
+    kernels: tuple[Kernel, ...]
+    unknown: tuple[str, ...]  # loops counted once, since nobody says how often they run
+
+
+def account(
+    module: Module, mesh: Mapping[str, int], trips: Sequence[Sequence[int]] = ()
+) -> Account:
+    """Counts a module that was compiled for a mesh of these sizes; `trips` as for `hlo.runs`.
+
+    >>> text = '''
+    ... ENTRY %main (a: f32[4,2], b: f32[2,8]) -> f32[4,8] {
+    ...   %a = f32[4,2]{1,0} parameter(0)
+    ...   %b = f32[2,8]{1,0} parameter(1)
+    ...   ROOT %c = f32[4,8]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+    ... }'''
+    >>> account(hlo.parse(text), {"data": 1})[:2]
+    (128.0, 224.0)
+    """
+    runs = hlo.runs(module, trips)
+    inner = _inner(module)
+    flops = moved = 0.0
+    kernels: dict[tuple[str, tuple[int, ...], tuple[int, ...]], float] = defaultdict(float)
+    network: dict[str, Collective] = {}  # by channel: XLA may write one in several pieces
+    for name, count in runs.times.items():
+        computation = module.computations.get(name, {})
+        for each in computation.values():
+            flops += count * _flops(each, computation)
+            if name not in inner:
+                moved += count * _moved(each, computation, module)
+            if found := collectives.received(each, computation, mesh, count):
+                channel = CHANNEL.search(each.attributes)
+                key = channel[1] if channel else f"{name} {each.name}"
+                if key not in network or found.bytes > network[key].bytes:
+                    network[key] = found
+            if called := kernel(each, computation):
+                kernels[called] += count
+    return Account(
+        flops, moved, collectives.summed(network.values()),
+        tuple(Kernel(*key, calls) for key, calls in sorted(kernels.items())), runs.unknown,
+    )  # fmt: skip
+
+
+def kernel(
+    each: Instruction, computation: Computation
+) -> tuple[str, tuple[int, ...], tuple[int, ...]] | None:
+    """Which part of splash attention a custom call is, and the sizes of its queries and keys.
+
+    >>> kernel(Instruction("x", "f32[]", "add", (), ""), {}) is None
+    True
+    """
+    found = FUSED.search(each.name) if each.opcode == "custom-call" else None
+    if found is None:
+        return None
+    operands = [array for name in each.operands for array in _arrays(name, computation)]
+    wide = [array.sizes for array in operands if array.kind in ("bf16", "f32")]
+    queries, keys = [sizes for sizes in wide if len(sizes) >= 3][:2]
+    return found[1], queries, keys
+
+
+def _inner(module: Module) -> set[str]:
+    """Computations that run inside one instruction, which accounts for their memory."""
+    return {
+        name
+        for computation in module.computations.values()
+        for each in computation.values()
+        if each.opcode not in CONTROL
+        for name in each.computations()
+    }
+
+
+def _arrays(name: str, computation: Computation) -> list[Array]:
+    return computation[name].arrays if name in computation else []
+
+
+def _flops(each: Instruction, computation: Computation) -> float:
+    if each.opcode == "dot":
+        lhs = _arrays(each.operands[0], computation)[0]
+        dims = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", each.attributes)
+        inner = [lhs.sizes[int(i)] for i in (dims[1] if dims else "").split(",") if i]
+        return 2.0 * prod(each.arrays[0].sizes) * prod(inner)
+    if each.opcode == "convolution":
+        return _convolution(each, computation)
+    return 0.0
+
+
+def _convolution(each: Instruction, computation: Computation) -> float:
+    """A product as TPU has it: only pairs of places that both exist are multiplied."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", each.attributes)
+    assert labels is not None  # XLA writes them always
+    shapes = [_arrays(name, computation)[0].sizes for name in each.operands[:2]]
+    shapes.append(each.arrays[0].sizes)
+    lhs, rhs, out = (
+        dict(zip(names, sizes, strict=True))
+        for names, sizes in zip(labels.groups(), shapes, strict=True)
+    )
+    window = re.search(r"window=\{([^}]*)\}", each.attributes)
+    said = dict(part.split("=") for part in window[1].split()) if window else {}
+    flops = 2.0 * out["b"] * out["f"] * rhs["i"]
+    for place in sorted(axis for axis in out if axis.isdigit()):
+        values = {
+            name: (said[name].split("x")[int(place)] if name in said else usual)
+            for name, usual in WINDOW.items()
+        }
+        low = int(values["pad"].split("_")[0])
+        steps = (int(values[name]) for name in ("stride", "lhs_dilate", "rhs_dilate"))
+        flops *= _pairs(lhs[place], out[place], int(values["size"]), low, *steps)
+    return flops
+
+
+@lru_cache(maxsize=4096)
+def _pairs(
+    size: int, out: int, window: int, low: int, stride: int, dilated: int, spread: int
+) -> int:
+    """How many pairs of an output's place and a window's meet a place of the input."""
+    at = np.arange(out)[:, None] * stride + np.arange(window)[None] * spread - low
+    return int(((at >= 0) & (at % dilated == 0) & (at // dilated < size)).sum())
+
+
+def _moved(each: Instruction, computation: Computation, module: Module) -> float:
+    """Bytes that one instruction reads and writes."""
+    if each.opcode in FREE or each.opcode.endswith("-done") or "AllocateBuffer" in each.attributes:
+        return 0.0
+    if each.opcode == "fusion":
+        return _moved_by_fusion(each, computation, module.computations[each.computations()[0]])
+    if each.opcode == "copy-start":
+        return float(_far(each.arrays[:2]))
+    sources = [_arrays(name, computation) for name in each.operands]
+    if each.opcode in SLICES:
+        return float(_far(each.arrays)) + (each.arrays[0].bytes if _far(sources[0]) else 0)
+    if each.opcode in ("dynamic-update-slice", "scatter"):
+        update = sources[1] if each.opcode == "dynamic-update-slice" else sources[-1]
+        return float(_far(update)) + (_size(update) if _far(each.arrays) else 0)
+    if each.opcode.removesuffix("-start") in collectives.KINDS:
+        return 2.0 * sum(map(_far, sources))
+    return float(_far(each.arrays) + sum(map(_far, sources)))
+
+
+def _moved_by_fusion(each: Instruction, computation: Computation, body: Computation) -> float:
+    users: dict[str, list[Instruction]] = {}
+    for inside in body.values():
+        for name in inside.operands:
+            users.setdefault(name, []).append(inside)
+    total = 0.0
+    for inside in body.values():
+        if inside.opcode == "parameter":
+            given = _arrays(each.operands[int(inside.operands[0])], computation)
+            if _far(given):
+                total += min(_taken(inside, users), _size(given))
+    root = next(inside for inside in body.values() if inside.root)
+    parts = [body[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    for part, result in zip(parts, each.arrays, strict=False):
+        while part.opcode == "bitcast" and part.operands[0] in body:
+            part = body[part.operands[0]]
+        written = part.opcode == "dynamic-update-slice"
+        size = _size(body[part.operands[1]].arrays) if written else result.bytes
+        total += 0 if result.near else size
+    return total
+
+
+def _taken(value: Instruction, users: Mapping[str, list[Instruction]]) -> float:
+    """Bytes of an operand that its users within a fusion read."""
+    total = 0.0
+    for user in users.get(value.name, []):
+        if user.opcode == "bitcast":
+            total += _taken(user, users)
+        elif user.opcode in SLICES and user.operands[0] == value.name:
+            total += _size(user.arrays)
+        elif user.opcode != "dynamic-update-slice" or user.operands[0] != value.name:
+            return float(_size(value.arrays))
+    return total
+
+
+def _size(found: Sequence[Array]) -> int:
+    return sum(array.bytes for array in found)
+
+
+def _far(found: Sequence[Array]) -> int:
+    """Bytes of the arrays that lie in the device's main memory."""
+    return sum(array.bytes for array in found if not array.near)

@@ -1,0 +1,117 @@
+"""Sizes of a mesh as one writes them, `data=4,fsdp=8`, and which sizes would fit instead."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from math import gcd, log
+
+from infalign_jax.lm.layers import TransformerConfig
+from infalign_jax.runtime.mesh import AXES, MeshConfig
+
+EXAMPLE = "data=4,fsdp=8"
+
+
+def parse(text: str) -> MeshConfig:
+    """The sizes in `AXIS=NUMBER,…`; an axis that is not named keeps its default.
+
+    Raises ValueError for an axis that there is not, one named twice, and what is no whole number.
+
+    >>> parse("data=4,fsdp=8")
+    MeshConfig(data=4, fsdp=8, tensor=1)
+    >>> parse("data=4,fdsp=8")
+    Traceback (most recent call last):
+    ValueError: mesh: expected sizes of data, fsdp and tensor, got fdsp=8; did you mean fsdp?
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = (piece.strip() for piece in part.partition("="))
+        if axis not in AXES:
+            close = difflib.get_close_matches(axis, AXES, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"write for example {EXAMPLE}"
+            raise ValueError(f"mesh: expected sizes of data, fsdp and tensor, got {part}; {hint}")
+        if axis in sizes or not re.fullmatch("[0-9]+", size):
+            raise ValueError(
+                f"mesh: expected each axis once, with a whole number, got {text}; "
+                f"write for example {EXAMPLE}"
+            )
+        sizes[axis] = int(size)
+    return MeshConfig(**sizes)
+
+
+def written(config: MeshConfig) -> str:
+    """A mesh as `parse` reads it.
+
+    >>> written(MeshConfig(data=4, tensor=2))
+    'data=4,tensor=2'
+    """
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    return ",".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1) or "data=1"
+
+
+def fitting(devices: int, model: TransformerConfig, batches: Mapping[str, int]) -> list[MeshConfig]:
+    """Every mesh of so many devices that divides the model's arrays and all batches.
+
+    >>> model = TransformerConfig(vocab_size=512, width=64, heads=4, kv_heads=2, mlp_width=192)
+    >>> [written(mesh) for mesh in fitting(4, model, {"align.batch_size": 6})]
+    ['data=2,tensor=2', 'fsdp=2,tensor=2', 'tensor=4']
+    """
+    found = []
+    for data in _divisors(devices):
+        for fsdp in _divisors(devices // data):
+            config = MeshConfig(data, fsdp, devices // data // fsdp)
+            if not _complaints(config, devices, model, batches):
+                found.append(config)
+    return sorted(found, key=lambda own: (own.tensor, own.fsdp))
+
+
+def check(
+    config: MeshConfig, devices: int, model: TransformerConfig, batches: Mapping[str, int]
+) -> MeshConfig:
+    """The mesh with its `data` filled in, where it fits the devices, the model and the batches.
+
+    Raises ValueError of one line, which names the nearest meshes that would fit.
+
+    >>> model = TransformerConfig(vocab_size=512, width=64, heads=4, kv_heads=2, mlp_width=192)
+    >>> check(MeshConfig(fsdp=2), 4, model, {"align.batch_size": 16})
+    MeshConfig(data=2, fsdp=2, tensor=1)
+    >>> check(MeshConfig(data=3, fsdp=2), 4, model, {"align.batch_size": 16})
+    Traceback (most recent call last):
+    ValueError: mesh: expected a product of 4 (the devices), got data=3,fsdp=2; use \
+data=2,fsdp=2 or data=4
+    """
+    data = config.data or max(devices // (config.fsdp * config.tensor), 1)
+    config = MeshConfig(data, config.fsdp, config.tensor)
+    wrong = _complaints(config, devices, model, batches)
+    if not wrong:
+        return config
+    near = sorted(fitting(devices, model, batches), key=lambda other: _distance(config, other))
+    use = " or ".join(written(other) for other in near[:2])
+    hint = f"use {use}" if use else "no mesh of so many fits; change the batches or the devices"
+    raise ValueError(f"mesh: expected {wrong[0]}, got {written(config)}; {hint}")
+
+
+def _complaints(
+    config: MeshConfig, devices: int, model: TransformerConfig, batches: Mapping[str, int]
+) -> list[str]:
+    """What the sizes should be and are not."""
+    found, parts = [], config.data * config.fsdp
+    if parts * config.tensor != devices:
+        found.append(f"a product of {devices} (the devices)")
+    if model.width % config.fsdp:
+        found.append(f"fsdp to divide {model.width} (model.width)")
+    d = model.head_size
+    common = gcd(model.heads * d, model.kv_heads * d, model.mlp_width, model.vocab_size)
+    if common % config.tensor:
+        found.append(f"tensor to divide {common} (heads, MLP and vocabulary)")
+    found += [
+        f"data × fsdp to divide {size} ({name})" for name, size in batches.items() if size % parts
+    ]
+    return found
+
+
+def _distance(config: MeshConfig, other: MeshConfig) -> float:
+    return sum(abs(log(getattr(config, axis) / getattr(other, axis))) for axis in AXES)
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

@@ -1,0 +1,91 @@
+"""Devices that a program can be compiled for, whether or not they are there."""
+
+import os
+import re
+from importlib import util
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+
+from infalign_jax.runtime.chips import CHIPS, Chip
+
+EXTRA = 'pip install "infalign-jax[tpu-plan]"'
+EXAMPLES = {"v4": "v4:2x2x1", "v5e": "v5e:4x4", "v5p": "v5p:2x2x1", "v6e": "v6e:4x4"}
+KINDS = (*EXAMPLES, "cpu")
+ALONE = {  # libtpu on a machine without a TPU
+    "TPU_SKIP_MDS_QUERY": "1",  # else it asks Google's servers what the machine is
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a compiler needs no device, and so no lock on one
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # of no effect here; without both it complains
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+
+class Topology(NamedTuple):
+    """Devices of one kind; `chip` has their peaks, and is None of a CPU's.
+
+    >>> Topology("cpu:1", tuple(jax.devices()[:1]), None).name
+    'cpu:1'
+    """
+
+    name: str
+    devices: tuple[Any, ...]
+    chip: Chip | None
+
+
+def described(name: str) -> Topology:
+    """The devices of `v5e:4x4`, `v4:2x2x1` and their like, or of `cpu:8`, which must be there.
+
+    Raises ValueError for a topology that there
+    is not, where libtpu, which has the TPU compiler, is not installed, and for more CPU devices
+    than JAX was told to make.
+
+    >>> described("v5f:4x4")
+    Traceback (most recent call last):
+    ValueError: --topology: expected v4, v5e, v5p, v6e or cpu with its sizes, got v5f:4x4; \
+write for example v5e:4x4
+    """
+    kind, _, sizes = name.partition(":")
+    example = EXAMPLES.get(kind, "v5e:4x4")
+    as_many = kind == "cpu" or sizes.count("x") == example.count("x")
+    if kind not in KINDS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes) or not as_many:
+        raise ValueError(
+            f"--topology: expected {', '.join(KINDS[:-1])} or cpu with its sizes, got {name}; "
+            f"write for example {example}"
+        )
+    numbers = tuple(map(int, sizes.split("x")))
+    if kind == "cpu":
+        return Topology(name, _cpus(prod(numbers)), None)
+    return Topology(name, _chips(kind, name, numbers), CHIPS[kind])
+
+
+def _cpus(count: int) -> tuple[Any, ...]:
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise ValueError(
+            f"--topology: expected at most the {len(devices)} devices that this CPU has, got "
+            f"cpu:{count}; set XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+        )
+    return tuple(devices[:count])
+
+
+def _chips(kind: str, name: str, sizes: tuple[int, ...]) -> tuple[Any, ...]:
+    if util.find_spec("libtpu") is None:
+        raise ValueError(f"--topology: expected libtpu for {name}, got none installed; {EXTRA}")
+    for variable, value in ALONE.items():
+        os.environ.setdefault(variable, value)
+    from jax.experimental import topologies
+
+    host = tuple(min(size, most) for size, most in zip((*sizes, 1), (2, 2, 1), strict=False))
+    options: dict[str, Any] = {"chips_per_host_bounds": host}
+    if kind == "v4":
+        options["chip_config_name"] = "megacore"  # as TPU machines have it: a chip is one device
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"--topology: expected sizes that {kind} comes in, got {name} ({why}); "
+            f"write for example {EXAMPLES[kind]}"
+        ) from error
+    return tuple(found.devices)

@@ -1,0 +1,126 @@
+"""Loops count by their trips, slices by what they take, collectives by who takes part."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from infalign_jax import sampling
+from infalign_jax.drawing import SamplingConfig
+from infalign_jax.lm import arithmetic
+from infalign_jax.runtime import accounts, hlo
+from infalign_jax.runtime.accounts import Account
+from infalign_jax.runtime.collectives import Collective
+
+MESH = {"data": 2, "fsdp": 4, "tensor": 1}
+
+
+def counted(function: Any, *operands: Any, trips: Any = ()) -> Account:
+    text = jax.jit(function).lower(*operands).compile().as_text()
+    return accounts.account(hlo.parse(text), {"data": 1}, trips)
+
+
+def entry(*lines: str, before: str = "") -> hlo.Module:
+    body = "\n".join(f"  {line}" for line in lines)
+    return hlo.parse(f"{before}\nENTRY %main (a: f32[]) -> f32[] {{\n{body}\n}}")
+
+
+def test_a_scan_counts_its_body_by_its_length() -> None:
+    x = jnp.zeros((64, 64))
+
+    def seven(x: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda x, _: (x @ x, None), x, length=7)[0]
+
+    once, scanned = counted(lambda x: x @ x, x), counted(seven, x)
+    assert once.flops == 2 * 64**3
+    assert scanned.flops == 7 * once.flops
+    assert 7 * once.bytes <= scanned.bytes < 16 * once.bytes  # a copy of what is carried
+    assert not scanned.unknown
+
+
+def test_a_loop_that_ends_by_its_data_counts_as_said() -> None:
+    x, most = jnp.ones((16, 16)), jnp.float32(8)
+
+    def inner(x: jax.Array) -> jax.Array:
+        return jax.lax.while_loop(lambda x: x.sum() < most, lambda x: x @ x, x)
+
+    def outer(x: jax.Array) -> jax.Array:
+        return jax.lax.while_loop(lambda x: x.max() < most, lambda x: inner(x) + 1, x)
+
+    def both(x: jax.Array) -> jax.Array:
+        return inner(outer(x))
+
+    product = 2 * 16**3
+    assert counted(both, x, trips=[(3, 5), (7,)]).flops == (3 * 5 + 7) * product
+    nothing_said = counted(both, x)
+    assert nothing_said.flops == 2 * product
+    assert len(nothing_said.unknown) == 3
+
+
+@pytest.mark.parametrize("lanes", [0, 2])
+def test_the_sampler_runs_as_often_as_it_says(lanes: int) -> None:
+    """By the steps that it really takes, where no response ends before its T-th token."""
+    law = SamplingConfig(length=130, end=99, in_hand=lanes, lanes=lanes)
+    said = sampling.longest(law, 4, 6)
+    assert sum(rounds * tokens for rounds, tokens in said) == (2 * 3 * 130 if lanes else 130)
+    assert len(said) == (1 if lanes else sampling.RING_SIZES)
+
+
+def test_a_product_as_a_tpu_has_it() -> None:
+    """A batch of 8 products [16, 32] @ [32, 64], written as a convolution over padded places."""
+    module = entry(
+        "%a = bf16[8,16,32]{2,1,0} parameter(0)",
+        "%b = bf16[8,64,32]{2,1,0} parameter(1)",
+        "ROOT %c = f32[8,16,64]{2,1,0:T(8,128)S(1)} convolution(%a, %b), window={size=8 stride=7 "
+        "pad=0_0 lhs_dilate=8}, dim_labels=0bf_0oi->0bf",
+    )
+    found = accounts.account(module, {"data": 1})
+    assert found.flops == 8 * 2 * 16 * 32 * 64
+    assert found.bytes == 2 * (8 * 16 * 32 + 8 * 64 * 32)  # the result lies in the chip's memory
+
+
+def test_a_slice_counts_as_what_it_takes() -> None:
+    x, i = jnp.zeros((1000, 8)), jnp.int32(3)
+    taken = counted(lambda x, i: jax.lax.dynamic_slice(x, (i, 0), (10, 8)) * 2, x, i)
+    assert 2 * 320 <= taken.bytes < 2 * 320 + 100
+    written = counted(
+        jax.jit(lambda x, i: jax.lax.dynamic_update_slice(x, x[:10] + 1, (i, 0))), x, i
+    )
+    assert written.bytes < 3.5 * x.nbytes
+
+
+@pytest.mark.parametrize(
+    ("operation", "axes", "received"),
+    [
+        ("all-gather(%a), replica_groups=[2,4]<=[8]", ("fsdp",), 3 * 4096),
+        ("all-reduce(%a), replica_groups=[4,2]<=[2,4]T(1,0)", ("data",), 4096),
+        ("all-reduce-start(%a), replica_groups={{0,1,2,3,4,5,6,7}}", ("data", "fsdp"), 7168),
+        ("reduce-scatter(%a), replica_groups={{0,1,2,3},{4,5,6,7}}", ("fsdp",), 3072),
+        ("collective-permute(%a), source_target_pairs={{0,4},{4,0}}", ("data",), 4096),
+        ("all-to-all(%a), replica_groups={}", ("data", "fsdp"), 3584),
+    ],
+)
+def test_collectives_and_their_axes(operation: str, axes: tuple[str, ...], received: int) -> None:
+    loop = '%r = f32[1024]{0} while(%a), condition=%c, body=%b, backend_config={"known_trip_count"'
+    body = (
+        f"%b (a: f32[]) -> f32[] {{\n  %a = f32[1024] parameter(0)\n  %x = f32[9] {operation}\n}}"
+    )
+    module = entry("%a = f32[1024]{0} parameter(0)", f'{loop}:{{"n":"3"}}}}', before=body)
+    (found,) = accounts.account(module, MESH).collectives
+    kind = operation.partition("(")[0].removesuffix("-start")
+    assert found == Collective(kind, axes, 3, 3 * received)
+
+
+def test_kernels_are_listed_and_counted_by_formula() -> None:
+    module = entry(
+        "%mask = s8[4,4]{1,0} parameter(0)",
+        "%q = bf16[2,4,256,64]{3,2,1,0} parameter(1)",
+        "%k = bf16[2,2,384,64]{3,2,1,0} parameter(2)",
+        "ROOT %splash_mha_fwd.3 = bf16[2,4,256,64] custom-call(%mask, %q, %k, %k), "
+        'custom_call_target="tpu_custom_call"',
+    )
+    (kernel,) = accounts.account(module, {"data": 1}).kernels
+    assert kernel[:3] == ("fwd", (2, 4, 256, 64), (2, 2, 384, 64))
+    pairs = 256 * 128 + 2 * sum(range(1, 129))  # the prompt's keys, and two causal responses
+    assert arithmetic.splash(*kernel[:3], length=128) == 2 * 2 * 2 * 4 * pairs * 64
