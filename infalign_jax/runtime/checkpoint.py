@@ -158,8 +158,8 @@ def save_step(
     if not hosts.first():
         return
     steps = _steps(directory)
-    older = [other for other in steps if other <= step]
-    for other in set(steps) - set(older[-keep:]):
+    kept = [other for other in steps if other <= step][-keep:]
+    for other in set(steps) - set(kept):
         discard(_step_path(directory, other))
     for rest in directory.glob(f".{_STEP}*"):  # of a process that died while writing or removing
         shutil.rmtree(rest, ignore_errors=True)
@@ -251,8 +251,7 @@ def _read_tree(path: Path, header: dict[str, Any], like: Any) -> Any:
 def _target(leaf: Any) -> Any:
     import orbax.checkpoint as ocp
 
-    sharding = getattr(leaf, "sharding", None)
-    if sharding is None:
+    if (sharding := getattr(leaf, "sharding", None)) is None:
         return ocp.RestoreArgs(restore_type=np.ndarray)
     return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape)
 
