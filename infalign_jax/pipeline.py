@@ -71,6 +71,7 @@ evaluate, report, got calibrat; did you mean calibrate?
             align.target(policy)
     with ExitStack() as stack:
         hosts.shared(lambda: bool(stack.enter_context(exclusive(out))))
+        hosts.check_shared(out)
         return _run(Run(experiment, out, mesh), until)
 
 

@@ -100,6 +100,19 @@ def test_two_hosts_run_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
+def test_hosts_without_a_directory_in_common_are_refused(tmp_path: Path) -> None:
+    where = ["--coordinator", toy_run.free_address(), "--num-processes", 2]
+    both = [
+        toy_run.command(*where, "--process-id", i, "--out", tmp_path / f"{i}") for i in range(2)
+    ]
+    for process in both:
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == 2, said
+        assert "expected a directory that all hosts share" in said
+        assert "another one on host 1; mount one" in said
+
+
+@pytest.mark.slow
 def test_more_hosts_than_rows_are_refused(tmp_path: Path) -> None:
     both = two(tmp_path, "--set", "align.batch_size=3")
     for process in both:

@@ -6,7 +6,10 @@ the first alone (`shared`, `first`). With one process all of this does nothing.
 """
 
 import json
+import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -86,6 +89,31 @@ def shared(function: Callable[[], Any]) -> Any:
         kind = {kind.__name__: kind for kind in kinds}.get(told["kind"], ValueError)
         raise kind(told["error"])
     return told["value"]
+
+
+def check_shared(directory: Path) -> None:
+    """Raises ValueError on every host where one of them does not see what the first writes there.
+
+    >>> check_shared(Path("anywhere"))  # one host
+    """
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    name: str = shared(lambda: _mark(directory))
+    seen = multihost_utils.process_allgather(np.array((directory / name).exists()))
+    shared(lambda: (directory / name).unlink())
+    if not seen.all():
+        raise ValueError(
+            f"--out: expected a directory that all hosts share, got {directory}, which is another "
+            f"one on host {int(np.argmin(seen))}; mount one on all (NFS, or a bucket by gcsfuse)"
+        )
+
+
+def _mark(directory: Path) -> str:
+    handle, path = tempfile.mkstemp(prefix=".hosts-", dir=directory)
+    os.close(handle)
+    return Path(path).name
 
 
 def whole(tree: Any) -> Any:
