@@ -81,11 +81,13 @@ def loss(
     `hold_kl` in nats a response.
 
     >>> config, key = TransformerConfig(), jax.random.key(0)
-    >>> trunk = nn.unbox(transformer.initial_params(config, key))
+    >>> trunk = jax.eval_shape(lambda: transformer.initial_params(config, key))
+    >>> trunk = nn.unbox(jax.tree.map(lambda leaf: jnp.ones(leaf.shape), trunk))
     >>> x = Prompts(jnp.ones((1, 3), int), jnp.ones((1, 3), bool), jnp.arange(1))
     >>> y = Responses(jnp.array([[[7, 2], [8, 2]]]), jnp.ones((1, 2, 2), bool))
     >>> batch = Batch(x, y, jnp.array([[0.25, 0.75]]), jnp.zeros((1, 2, 2)))
-    >>> value, metrics = loss(config, 1.0, trunk, nn.unbox(with_head(config, trunk)), batch)
+    >>> params, measured = nn.unbox(with_head(config, trunk)), jax.jit(loss, static_argnums=(0, 1))
+    >>> value, metrics = measured(config, 1.0, trunk, params, batch)
     >>> round(float(value), 3), float(metrics["final_error"])  # guesses 1/2: 3 · 12 · (1/4)²
     (2.25, 0.25)
     """

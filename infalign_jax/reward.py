@@ -37,10 +37,10 @@ def running_rewards(
 
     >>> config, key = TransformerConfig(), jax.random.key(0)
     >>> trunk = jax.eval_shape(lambda: transformer.initial_params(config, key))
-    >>> params = with_head(config, jax.tree.map(lambda leaf: jnp.ones(leaf.shape), trunk))
+    >>> params = nn.unbox(with_head(config, trunk))
     >>> x = Prompts(jnp.ones((1, 3), int), jnp.ones((1, 3), bool), jnp.arange(1))
     >>> y = Responses(jnp.array([[[7, 2], [8, 2]]]), jnp.ones((1, 2, 2), bool))
-    >>> running_rewards(config, nn.unbox(params), x, y).shape
+    >>> jax.eval_shape(lambda p: running_rewards(config, p, x, y), params).shape
     (1, 2, 2)
     """
     hidden = transformer.hidden_states(config, params["trunk"], prompts, responses)[:, :, 1:]
@@ -62,7 +62,7 @@ def rewards(
     >>> params = with_head(config, jax.tree.map(lambda leaf: jnp.ones(leaf.shape), trunk))
     >>> x = Prompts(jnp.ones((1, 3), int), jnp.ones((1, 3), bool), jnp.arange(1))
     >>> y = Responses(jnp.array([[[7, 2], [8, 2]]]), jnp.ones((1, 2, 2), bool))
-    >>> rewards(config, nn.unbox(params), x, y).tolist()
+    >>> jax.jit(rewards, static_argnums=0)(config, nn.unbox(params), x, y).tolist()
     [[0.0, 0.0]]
     """
     return running_rewards(config, params, prompts, responses)[..., -1]
@@ -81,7 +81,8 @@ def loss(
     >>> params = with_head(config, jax.tree.map(lambda leaf: jnp.ones(leaf.shape), trunk))
     >>> x = Prompts(jnp.ones((1, 3), int), jnp.ones((1, 3), bool), jnp.arange(1))
     >>> y = Responses(jnp.array([[[7, 2], [8, 2]]]), jnp.ones((1, 2, 2), bool))
-    >>> value, metrics = loss(config, nn.unbox(params), Preferences(x, y))
+    >>> measured = jax.jit(loss, static_argnums=0)
+    >>> value, metrics = measured(config, nn.unbox(params), Preferences(x, y))
     >>> round(float(value), 3), float(metrics["accuracy"])  # a coin's: log 2 and a half
     (0.693, 0.5)
     """

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from matplotlib.figure import Figure
 
 from infalign_jax import cli, frontier, notation
 from infalign_jax.commands import frontier as command
@@ -25,6 +26,12 @@ def a_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def usual() -> Iterator[dict[str, Any]]:
     with jax.enable_x64(True):
         yield command.compare("best_of_4", kls=[0.25, 0.5])
+
+
+@pytest.fixture(scope="module")
+def figure(usual: dict[str, Any]) -> Figure:
+    with jax.enable_x64(True):
+        return frontier_plot.draw(usual)
 
 
 def asked(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
@@ -118,13 +125,18 @@ def test_what_has_not_converged_is_said(usual: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("suffix", "begin"), [(".png", b"\x89PNG"), (".PDF", b"%PDF")])
 def test_the_picture_is_of_the_kind_its_name_says(
-    usual: dict[str, Any], suffix: str, begin: bytes, x64: None
+    usual: dict[str, Any],
+    figure: Figure,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    begin: bytes,
 ) -> None:
+    monkeypatch.setattr(frontier_plot, "draw", lambda result: figure if result is usual else None)
     assert frontier_plot.picture(usual, suffix).startswith(begin)
 
 
-def test_lines_go_through_the_rows(usual: dict[str, Any], x64: None) -> None:
-    axes = frontier_plot.draw(usual).axes[0]
+def test_lines_go_through_the_rows(usual: dict[str, Any], figure: Figure) -> None:
+    axes = figure.axes[0]
     curves = [line for line in axes.lines if len(line.get_xdata()) > 10]
     assert len(curves) == 5
     best = [row for row in usual["rows"] if row["residual"] is not None]

@@ -24,8 +24,13 @@ def batch() -> foresight.Batch:
     return foresight.Batch(toy.prompts(), y, quantiles, running)
 
 
+@partial(jax.jit, static_argnums=0)
+def losses(hold: float, reference: Any, params: Any, rows: foresight.Batch) -> Any:
+    return foresight.loss(CONFIG, hold, reference, params, rows)
+
+
 def measured(params: Any, reference: Any, hold: float = 4.0) -> Any:
-    return jax.jit(partial(foresight.loss, CONFIG, hold))(reference, params, batch())
+    return losses(hold, reference, params, batch())
 
 
 def with_zero_head(trunk: Any) -> Any:
@@ -51,12 +56,12 @@ def test_one_half_is_guessed_before_anything_is_learnt(precision: jnp.dtype) -> 
 def test_the_law_is_held_by_the_exact_divergence() -> None:
     trunk, reference, rows = toy.params(CONFIG), toy.params(CONFIG, 1), batch()
 
-    def law(params: Any) -> np.ndarray:
+    @jax.jit
+    def law(params: Any) -> jax.Array:
         hidden = transformer.hidden_states(CONFIG, params, rows.prompts, rows.responses)
-        logits = transformer.next_token_logits(CONFIG, params, hidden[:, :, :-1])
-        return np.asarray(jax.nn.softmax(logits), np.float64)
+        return jax.nn.softmax(transformer.next_token_logits(CONFIG, params, hidden[:, :, :-1]))
 
-    p, q = law(reference), law(trunk)
+    p, q = (np.asarray(law(params), np.float64) for params in (reference, trunk))
     each = np.where(rows.responses.mask, (p * np.log(p / q)).sum(axis=-1), 0.0).sum(axis=-1)
     free, metrics = measured(with_zero_head(trunk), reference, hold=0.0)
     held, _ = measured(with_zero_head(trunk), reference, hold=4.0)
@@ -87,8 +92,8 @@ def test_what_follows_the_end_is_not_learnt_from() -> None:
     trunk, rows = toy.params(CONFIG), batch()
     params = with_zero_head(trunk) | {"head": jnp.full((16, 2), 0.1)}
     running = jnp.where(rows.responses.mask, rows.running, 1e3)
-    same = foresight.loss(CONFIG, 4.0, trunk, params, rows)[0]
-    other = foresight.loss(CONFIG, 4.0, trunk, params, rows._replace(running=running))[0]
+    same = losses(4.0, trunk, params, rows)[0]
+    other = losses(4.0, trunk, params, rows._replace(running=running))[0]
     np.testing.assert_allclose(other, same, rtol=1e-6)
 
 

@@ -69,6 +69,7 @@ SLOW = {
     "best of 1024",
     "17th of 64",
     "best of Poisson 100",
+    "worst of 71 or best of 144",
     "worst of 4 bests of 8",
 }
 
@@ -100,22 +101,6 @@ def test_every_family_is_solved_in_single_precision_where_it_is_promised(name):
     with jax.enable_x64(False):
         betas = jnp.array([0.64, 3.0, 1e3])  # N/β of 100 at most
         assert solve_all(FAMILIES[name], betas).residual.max() <= 1e-5
-
-
-@pytest.mark.parametrize("beta", [0.02, 0.5, 100.0])
-@pytest.mark.usefixtures("x64")
-def test_certificates_of_best_and_worst_of_n(beta):
-    # W = β(f(1) − 1)/N for best of N, 1 − W = β(1 − f(0))/N for worst of N: other integrals.
-    best, worst = (frontier.optimal(family(4), beta) for family in (best_of_n, worst_of_n))
-    top = jnp.exp((best.transformation(jnp.array(1.0)) - _level(best, beta)) / beta)
-    np.testing.assert_allclose(best.win_rate, beta * (top - 1) / 4, rtol=1e-9)
-    bottom = jnp.exp((worst.transformation(jnp.array(0.0)) - _level(worst, beta)) / beta)
-    np.testing.assert_allclose(1 - worst.win_rate, beta * (1 - bottom) / 4, rtol=1e-9)
-
-
-def _level(best, beta):
-    """β·log Z, the R where f = 1, by a quadrature that the solver does not use."""
-    return beta * frontier.log_partition(best.transformation, beta)
 
 
 @st.composite

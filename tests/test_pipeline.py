@@ -192,7 +192,7 @@ def test_nothing_unfinished_is_left(done: Done) -> None:
 
 def test_a_second_run_makes_nothing_again(done: Done) -> None:
     made = {path: path.stat().st_mtime_ns for path in (done.out / "stages").rglob("*")}
-    again = run(toy_run.experiment, done.out)
+    again = run(toy_run.experiment, done.out, "evaluate")
     assert {path: path.stat().st_mtime_ns for path in (done.out / "stages").rglob("*")} == made
     kinds = [line.split()[0] for line in again.said.splitlines() if " reused from " in line]
     once = ("data", "tokenizer", "sft", "reward", "judge_sft", "judge", "calibrate", "foresight")
@@ -206,7 +206,7 @@ def test_a_second_run_makes_nothing_again(done: Done) -> None:
 def test_another_beta_repeats_its_own_policy_alone(done: Done) -> None:
     before = stages(done.out)
     changed = (PolicyConfig("identity", beta=0.4), toy_run.experiment.policies[1])
-    after = run(replace(toy_run.experiment, policies=changed), done.out)
+    after = run(replace(toy_run.experiment, policies=changed), done.out, "evaluate")
     kinds = sorted(name.partition("-")[0] for name in stages(after.out) - before)
     assert kinds == ["align", "samples"]
     first, second = after.results["policies"]

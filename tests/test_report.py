@@ -104,8 +104,8 @@ def test_hostile_text_is_shown_and_not_run(copy: Path) -> None:
     def poison(results: dict) -> None:
         results |= {"experiment": HOSTILE, "device": HOSTILE, "versions": {HOSTILE: HOSTILE}}
         results |= {"configuration": {HOSTILE: HOSTILE}, "seconds": {HOSTILE: 1.0}}
-        results["policies"] = results["policies"][:1]
-        results["policies"][0]["name"] = HOSTILE
+        results["policies"] = [policy] = results["policies"][:1]
+        policy |= {"name": HOSTILE, "win_rates": {"standard": policy["win_rates"]["standard"]}}
 
     def poison_samples(samples: list) -> None:
         samples[0]["prompt"] = samples[0]["policies"][0]["name"] = HOSTILE

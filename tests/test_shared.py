@@ -11,8 +11,8 @@ from infalign_jax.procedures import best_of_n, mixture, standard
 
 @pytest.mark.usefixtures("x64")
 def test_with_one_procedure_it_is_that_one_s_optimum():
-    best = frontier.optimal(best_of_n(4), 0.25)
-    alone = shared.optimal([best_of_n(4), best_of_n(9)], [1.0, 0.0], 0.25)
+    best = frontier.optimal(best_of_n(8), 0.25)
+    alone = shared.optimal([standard(), best_of_n(8)], [0.0, 1.0], 0.25)
     np.testing.assert_allclose([alone.kl, alone.win_rate], [best.kl, best.win_rate], rtol=1e-9)
 
 

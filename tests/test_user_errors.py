@@ -157,7 +157,8 @@ def test_a_directory_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_batch_that_the_devices_do_not_divide(tmp_path: Path) -> None:
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    process = toy_run.command("--out", tmp_path / "out", "--set", "align.batch_size=6", **flags)
+    words = ["--set", "calibrate.chunk=8", "--set", "align.batch_size=6"]
+    process = toy_run.command("--out", tmp_path / "out", *words, **flags)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert err.startswith(

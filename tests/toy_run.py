@@ -20,6 +20,7 @@ from infalign_jax.sampling import SamplingConfig
 from infalign_jax.synthetic import SyntheticConfig
 
 FIT = FitConfig(steps=3, batch_size=8)
+# Of one shape wherever it can be, so that one program draws and one scores: 4 prompts, 8 responses.
 
 experiment = Experiment(
     name="toy",
@@ -30,12 +31,12 @@ experiment = Experiment(
     sampling=SamplingConfig(length=32),
     sft=FIT,
     reward=FIT,
-    calibrate=CalibrateConfig(prompts=8, responses=8, chunk=8),
+    calibrate=CalibrateConfig(prompts=8, responses=8, chunk=4),
     foresight=ForesightConfig(steps=3, batch_size=4, responses=4),
-    align=AlignConfig(steps=4, batch_size=4, responses=4),
+    align=AlignConfig(steps=4, batch_size=4, responses=8),
     policies=(PolicyConfig("identity", beta=0.3), PolicyConfig("exponential(10)", kl=0.5)),
     evaluate=EvaluateConfig(
-        prompts=4, responses=8, reference_responses=24, procedures=("best_of_4",)
+        prompts=4, responses=8, reference_responses=24, chunk=4, procedures=("best_of_4",)
     ),
     checkpoint_every=2,
 )

@@ -22,8 +22,9 @@ def draw(result: dict[str, Any]) -> Figure:
     `result` is what `frontier.compare` returned. Where the optimum has not converged it is left
     out of its line.
 
-    >>> from infalign_jax.commands.frontier import compare
-    >>> axes = draw(compare("standard", transformations=["log"], kls=[0.5])).axes[0]
+    >>> names = dict.fromkeys(("procedure", "reference_procedure"), "standard")
+    >>> rows = [{"transformation": "log", "kl": 0.5, "win_rate": 0.767}]
+    >>> axes = draw({**names, "optimum": "optimal(standard)", "rows": rows}).axes[0]
     >>> [text.get_text() for text in axes.get_legend().get_texts()]
     ['frontier', 'log', 'reference']
     """
@@ -73,8 +74,9 @@ def line(name: str, about: Contest, reach: float) -> tuple[np.ndarray, np.ndarra
 def picture(result: dict[str, Any], suffix: str) -> bytes:
     """The figure as the bytes of a file whose name ends in `suffix`: .png, .pdf or .svg.
 
-    >>> from infalign_jax.commands.frontier import compare
-    >>> picture(compare("standard", transformations=["log"], kls=[0.5]), ".pdf")[:4]
+    >>> names = dict.fromkeys(("procedure", "reference_procedure"), "standard")
+    >>> rows = [{"transformation": "log", "kl": 0.5, "win_rate": 0.767}]
+    >>> picture({**names, "optimum": "optimal(standard)", "rows": rows}, ".pdf")[:4]
     b'%PDF'
     """
     return image(draw(result), suffix.lower().removeprefix("."))

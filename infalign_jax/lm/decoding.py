@@ -85,7 +85,8 @@ def advance(
     >>> turned = layers.turns(config, jnp.full((1, 3), 6))
     >>> places = Places(turned, jnp.arange(5)[None, None] <= 0, jnp.ones((1, 6), bool), 0)
     >>> cache, tokens = empty_cache(config, 1, 3, 5), jnp.array([[1, 2, 3]])
-    >>> hidden, cache = advance(config, decoder, prefix, cache, tokens, places)
+    >>> step = jax.jit(advance, static_argnums=0)
+    >>> hidden, cache = step(config, decoder, prefix, cache, tokens, places)
     >>> hidden.shape, (cache[0].values[0, 0, 0, :, 0] > 0).tolist()  # the first place is written
     ((1, 3, 8), [True, False, False, False, False])
     """

@@ -236,7 +236,7 @@ def log_probs(
     >>> params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)
     >>> x = Prompts(jnp.ones((1, 5), int), jnp.ones((1, 5), bool), jnp.arange(1))
     >>> y = Responses(jnp.ones((1, 1, 4), int), jnp.ones((1, 1, 4), bool))
-    >>> log_probs(config, params, x, y) / jnp.log(512)
+    >>> jax.jit(log_probs, static_argnums=0)(config, params, x, y) / jnp.log(512)
     Array([[-4.]], dtype=float32)
     """
     return token_log_probs(config, params, prompts, responses).sum(axis=-1)
