@@ -7,6 +7,7 @@ whatever carries its final name is whole, whenever the process died.
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,6 +80,27 @@ def exclusive(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def mark(directory: Path) -> str:
+    """Puts an empty file into a directory, by whose name others can tell that they see it.
+
+    >>> import tempfile
+    >>> directory = Path(tempfile.mkdtemp()); name = mark(directory)
+    >>> (directory / name).exists(), unmark(directory, name), (directory / name).exists()
+    (True, None, False)
+    """
+    handle, path = tempfile.mkstemp(prefix=".mark-", dir=directory)
+    os.close(handle)
+    return Path(path).name
+
+
+def unmark(directory: Path, name: str) -> None:
+    """Takes away what `mark` put there.
+
+    >>> unmark(Path("/nowhere"), ".mark-1")
+    """
+    (directory / name).unlink(missing_ok=True)
 
 
 def put_in_place(temporary: Path, path: Path) -> None:

@@ -6,8 +6,6 @@ the first alone (`shared`, `first`). With one process all of this does nothing.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from infalign_jax.runtime import files
 from infalign_jax.runtime.parent import launched
 
 HEARTBEAT = 30  # seconds without a sign of life after which a host counts as lost
@@ -100,20 +99,14 @@ def check_shared(directory: Path) -> None:
         return
     from jax.experimental import multihost_utils
 
-    name: str = shared(lambda: _mark(directory))
+    name: str = shared(lambda: files.mark(directory))
     seen = multihost_utils.process_allgather(np.array((directory / name).exists()))
-    shared(lambda: (directory / name).unlink())
+    shared(lambda: files.unmark(directory, name))
     if not seen.all():
         raise ValueError(
             f"--out: expected a directory that all hosts share, got {directory}, which is another "
             f"one on host {int(np.argmin(seen))}; mount one on all (NFS, or a bucket by gcsfuse)"
         )
-
-
-def _mark(directory: Path) -> str:
-    handle, path = tempfile.mkstemp(prefix=".hosts-", dir=directory)
-    os.close(handle)
-    return Path(path).name
 
 
 def whole(tree: Any) -> Any:
