@@ -112,6 +112,8 @@ def check_shared(directory: Path) -> None:
 def whole(tree: Any) -> Any:
     """Arrays that lie divided over all hosts, as NumPy arrays that each host has whole.
 
+    What a host has of its own stays as it is.
+
     >>> whole({"x": jax.numpy.arange(2)})["x"].tolist()
     [0, 1]
     """
@@ -119,7 +121,11 @@ def whole(tree: Any) -> Any:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils
 
-    return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), tree)
+    def joined(x: Any) -> Any:
+        divided = isinstance(x, jax.Array) and not x.is_fully_addressable
+        return multihost_utils.process_allgather(x, tiled=True) if divided else jax.device_get(x)
+
+    return jax.tree.map(joined, tree)
 
 
 def _broadcast(told: dict[str, Any]) -> dict[str, Any]:
