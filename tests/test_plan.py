@@ -257,7 +257,8 @@ def planned(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 @pytest.mark.slow
 def test_eight_devices_speak_over_the_axes_that_divide_them() -> None:
     flags = "--xla_force_host_platform_device_count=8"
-    sizes = ["--set", "align.batch_size=8", "--set", "sft.batch_size=8"]
+    names = ("align.batch_size", "sft.batch_size", "calibrate.chunk", "foresight.batch_size")
+    sizes = [word for name in names for word in ("--set", f"{name}=8")]
     done = planned("--topology", "cpu:8", "--mesh", "data=2,fsdp=4", *sizes, XLA_FLAGS=flags)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
