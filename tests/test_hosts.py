@@ -53,7 +53,7 @@ def test_mistakes_are_answered(
     assert error.count("\n") == 1
 
 
-def ended(processes: list[subprocess.Popen[str]], timeout: float = 300) -> list[str]:
+def ended(processes: list[subprocess.Popen[str]], timeout: float = 600) -> list[str]:
     """What each said on standard error; all must have ended well."""
     said = [process.communicate(timeout=timeout)[1] for process in processes]
     for process, text in zip(processes, said, strict=True):
@@ -126,7 +126,7 @@ LONG = ("--set", "align.steps=400", "--stage", "align")
 
 def wait_for_step(out: Path, step: int) -> None:
     """Until a policy has come so far."""
-    until = time.monotonic() + 300
+    until = time.monotonic() + 600
     while time.monotonic() < until:
         if (out / "metrics.jsonl").exists():
             last = lines(out)[-1]
