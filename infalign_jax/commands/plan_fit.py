@@ -7,11 +7,12 @@ what the compiler said of the phase as it is; then the candidate is compiled.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import prod
 from typing import Any, NamedTuple
 
 from infalign_jax import config as configs
+from infalign_jax import sampling
 from infalign_jax.commands import plan_compile, plan_phases
-from infalign_jax.commands.bench import TAKEN
 from infalign_jax.commands.plan_phases import DRAWS, PREFILL, REWARD, SAMPLER, SFT, UPDATE
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm import arithmetic
@@ -110,14 +111,11 @@ def estimate(candidate: Candidate, name: str) -> float:
     shape = plan_phases.shapes(candidate.experiment)[name]
     own = shape._replace(prompts=-(-shape.prompts // (sizes.data * sizes.fsdp)))
     if name in LEARNS:
-        least = arithmetic.update_memory(model, own, sizes.fsdp) / sizes.tensor
-        return TAKEN[model.rematerialise] * least
+        return arithmetic.update_taken(model, own, sizes.fsdp) / sizes.tensor
     if name not in (DRAWS, SAMPLER, PREFILL):
         return arithmetic.scoring_memory(model, own, sizes.fsdp) / sizes.tensor
     law = candidate.experiment.sampling
-    lanes = min(law.in_hand or own.prompts, own.prompts) * min(
-        law.lanes or own.responses, own.responses
-    )
+    lanes = prod(sampling.side_by_side(law, own.prompts, own.responses))
     return arithmetic.sampling_memory(model, own, sizes.fsdp, lanes) / sizes.tensor
 
 

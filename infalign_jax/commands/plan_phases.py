@@ -1,8 +1,8 @@
 """An experiment's programs, to be compiled from shapes alone for devices that need not be there.
 
-What a program holds is its operands and its buffers. A run keeps more beside them:
-parameters of the other models, the optimiser's moments, policies trained before. That is `held`, in
-copies of the float32 parameters, each divided over `fsdp` and `tensor`.
+What a program holds is its operands and its buffers. A run keeps more beside them: parameters of
+the other models, the optimiser's moments, policies trained before. That is `held`, in copies of the
+float32 parameters, each divided over `fsdp` and `tensor`.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,6 @@ from infalign_jax.stages.run import Run
 
 SFT, REWARD, DRAWS, PREFILL = "SFT step", "reward step", "reference sampler", "prefill"
 SAMPLER, LOG_PROBS, SCORES, UPDATE = "sampler", "log-probabilities", "rewards", "RL update"
-
 
 _boxed = lru_cache(maxsize=4)(programs.boxed_params)
 

@@ -8,9 +8,12 @@ counted. These are model FLOPs, as in the PaLM paper's utilisation (arXiv 2204.0
 
 from collections.abc import Sequence
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from infalign_jax.lm.layers import TransformerConfig
+
+# Memory that updates were seen to take, over `update_memory`, by `rematerialise`.
+TAKEN: dict[Any, float] = {"nothing": 2.0, "cheap": 1.5, "everything": 1.6}
 
 
 class Shape(NamedTuple):
@@ -138,8 +141,17 @@ def update_memory(config: TransformerConfig, shape: Shape, shards: int = 1) -> i
     products = sum(outer for _, outer in layer_products(config))
     kept = config.width if config.rematerialise == "everything" else config.width + products
     activations = rows * config.layers * kept * config.dtype.itemsize
-    logits = min(config.logits_at_once, shape.tokens * config.vocab_size) * config.wide.itemsize
+    logits = _logits_held(config, shape)
     return int(4 * 4 * parameters(config) / shards + activations + logits)
+
+
+def update_taken(config: TransformerConfig, shape: Shape, shards: int = 1) -> float:
+    """Bytes that an update may take: what it needs at least, times what was seen above that.
+
+    >>> update_taken(TransformerConfig(rematerialise="everything"), Shape(2, 3, 4, 5))
+    3532390.4000000004
+    """
+    return TAKEN[config.rematerialise] * update_memory(config, shape, shards)
 
 
 def scoring_memory(config: TransformerConfig, shape: Shape, shards: int = 1) -> int:
@@ -152,7 +164,7 @@ def scoring_memory(config: TransformerConfig, shape: Shape, shards: int = 1) -> 
     """
     rows = shape.prompts * shape.prompt + shape.tokens
     layer = max(outer for _, outer in layer_products(config)) + config.width
-    logits = min(config.logits_at_once, shape.tokens * config.vocab_size) * config.wide.itemsize
+    logits = _logits_held(config, shape)
     kept = _kept(config, shape.prompts * shape.prompt)
     own = 4 * parameters(config) / shards + _read(config)
     return int(own + rows * layer * config.dtype.itemsize + kept + logits)
@@ -185,6 +197,11 @@ def _attention(config: TransformerConfig, pairs: int) -> float:
 
 def _logits(config: TransformerConfig) -> float:
     return 2.0 * config.width * config.vocab_size
+
+
+def _logits_held(config: TransformerConfig, shape: Shape) -> int:
+    """Bytes of the logits that are held at once."""
+    return min(config.logits_at_once, shape.tokens * config.vocab_size) * config.wide.itemsize
 
 
 def _read(config: TransformerConfig, embedding: bool = True) -> float:

@@ -36,9 +36,8 @@ class Topology(NamedTuple):
 def described(name: str) -> Topology:
     """The devices of `v5e:4x4`, `v4:2x2x1` and their like, or of `cpu:8`, which must be there.
 
-    Raises ValueError for a topology that there
-    is not, where libtpu, which has the TPU compiler, is not installed, and for more CPU devices
-    than JAX was told to make.
+    Raises ValueError for a topology that there is not, where libtpu, which has the TPU compiler, is
+    not installed, and for more CPU devices than JAX was told to make.
 
     >>> described("v5f:4x4")
     Traceback (most recent call last):
