@@ -91,7 +91,11 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     run = _command(commands, "run", "run an experiment", RUN)
     questions.add_experiment(run)
-    run.add_argument("--mesh", metavar="SIZES", help="its axes, such as data=4,fsdp=8")
+    run.add_argument(
+        "--mesh",
+        metavar="SIZES",
+        help="its axes, such as data=4,fsdp=8, or a preset, such as v5e-64",
+    )
     run.add_argument("--out", type=Path, help="output directory (default: runs/EXPERIMENT)")
     run.add_argument("--stage", help="go no further than this stage")
     run.add_argument("--seed", help="the same as --set seed=SEED")

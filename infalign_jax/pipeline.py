@@ -20,8 +20,7 @@ from infalign_jax import config as configs
 from infalign_jax import programs, report
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm.arithmetic import Shape
-from infalign_jax.runtime import hosts
-from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime import hosts, mesh_sizes
 from infalign_jax.runtime.files import exclusive, write_bytes, write_text
 from infalign_jax.stages import align, evaluate, facts, language, reference, text
 from infalign_jax.stages.language import Model
@@ -61,10 +60,7 @@ evaluate, report, got calibrat; did you mean calibrate?
         hint = f"did you mean {close[0]}?" if close else "name one of them"
         raise ValueError(f"expected a stage among {', '.join(STAGES)}, got {stage}; {hint}")
     until = STAGES.index(stage) if stage else len(STAGES) - 1
-    sizes = experiment.batch_sizes
-    mesh = meshes.make(experiment.mesh, meshes.available(experiment.mesh, sizes.values()))
-    for name, size in sizes.items():  # before any work
-        meshes.check_batch(name, size, mesh)
+    mesh = mesh_sizes.fitted(experiment.mesh, experiment.model, experiment.batch_sizes)
     _check_memory(experiment, mesh, until)
     if until >= STAGES.index("align"):
         for policy in experiment.policies:  # a KL out of reach is to be heard of now, not then

@@ -29,7 +29,7 @@ from infalign_jax.stages.language import sft_loss
 
 MESHES = {
     "data": MeshConfig(data=8),
-    "fsdp": MeshConfig(data=2, fsdp=4),
+    "fsdp": MeshConfig(data=2, fsdp=2, replica=2),
     "data×tensor": MeshConfig(data=4, tensor=2),
 }
 COLLECTIVE = r" (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("

@@ -140,7 +140,7 @@ def test_a_mesh_that_devices_do_not_make_is_a_line(tmp_path: Path) -> None:
     wide = Experiment("wide", mesh=meshes.MeshConfig(data=3, fsdp=7))
     found = {finding.name: finding for finding in command.examine(wide, tmp_path)}
     assert not found["mesh"].ok
-    assert found["mesh"].text.startswith("mesh: expected sizes whose product is")
+    assert found["mesh"].text.startswith("mesh: expected a product of 1 (the devices), got data=3")
 
 
 Gather = Callable[[np.ndarray], np.ndarray]

@@ -118,7 +118,10 @@ def test_more_hosts_than_rows_are_refused(tmp_path: Path) -> None:
     for process in both:
         said = process.communicate(timeout=120)[1]
         assert process.returncode == 2, said
-        assert "align.batch_size: expected a multiple of data × fsdp = 2, got 3; use 2" in said
+        assert (
+            "mesh: expected replica × data × fsdp to divide 3 (align.batch_size; 2 would do), got "
+            "data=2; use tensor=2" in said
+        )
 
 
 LONG = ("--set", "align.steps=400", "--stage", "align")

@@ -19,7 +19,9 @@ from infalign_jax import hh
 from infalign_jax.experiment import Experiment
 from infalign_jax.hh import HHConfig
 from infalign_jax.lm import arithmetic
-from infalign_jax.runtime import doctor, mesh
+from infalign_jax.runtime import doctor, mesh_sizes
+from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime.devices import cores_as_devices
 from infalign_jax.runtime.doctor import GIB, Finding, attempt
 from infalign_jax.runtime.mesh import MeshConfig
 
@@ -58,7 +60,7 @@ def examine(experiment: Experiment | None, out: Path) -> list[Finding]:
     >>> [finding.name for finding in examine(None, Path("."))][:4]
     ['versions', 'devices', 'processes', 'mesh']
     """
-    mesh.cores_as_devices()
+    cores_as_devices()
     found = [
         attempt("versions", "pip install -e .", versions),
         attempt("devices", "install the JAX of this machine's devices", doctor.devices),
@@ -77,16 +79,15 @@ def examine(experiment: Experiment | None, out: Path) -> list[Finding]:
 
 def _links(experiment: Experiment | None) -> list[Finding]:
     """The mesh, and an all-reduce over each axis of it that has several devices."""
-    config = experiment.mesh if experiment else MeshConfig()
-    batches = experiment.batch_sizes if experiment else {}
+    e = experiment
     try:
-        made, found = doctor.mesh(config, batches)
+        made = mesh_sizes.fitted(e.mesh, e.model, e.batch_sizes) if e else meshes.make(MeshConfig())
     except Exception as error:
         return [doctor.raised("mesh", "set mesh.* to what the devices allow", error)]
     axes = [axis for axis, size in made.shape.items() if size > 1]
     remedy = "look at the links between the devices"
     return [
-        found,
+        doctor.mesh(made),
         *(
             attempt(f"all-reduce {axis}", remedy, partial(doctor.all_reduce, made, axis))
             for axis in axes

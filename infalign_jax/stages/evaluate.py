@@ -17,6 +17,7 @@ from infalign_jax import (
 )
 from infalign_jax.batches import Prompts, Responses
 from infalign_jax.runtime import checkpoint
+from infalign_jax.runtime import mesh as meshes
 from infalign_jax.stages.language import Model
 from infalign_jax.stages.reference import (
     EMPTY,
@@ -87,7 +88,7 @@ def samples(
 
     def make() -> tuple[Any, dict[str, Any]]:
         size = min(options.chunk, max(1, 4096 // count))
-        parts = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+        parts = meshes.batch_parts(run.mesh)
         responses, tree = in_chunks(run, label, encoded, -(-size // parts) * parts, chunk)
         check_finite(tree["train"], label)
         tree |= {"tokens": responses.tokens, "mask": responses.mask}
