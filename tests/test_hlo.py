@@ -91,6 +91,24 @@ def test_a_slice_counts_as_what_it_takes() -> None:
 
 
 @pytest.mark.parametrize(
+    ("moved", "bytes_moved"),
+    [
+        ("((f32[1000,8]{1,0}), f32[10,8]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a)", 320),
+        ("(f32[1000,8]{1,0:S(1)}, f32[1000,8]{1,0}, u32[]{:S(2)}) copy-start(%a)", 32000),
+    ],
+)
+def test_what_begins_now_and_ends_later_counts_once(moved: str, bytes_moved: int) -> None:
+    """A TPU brings operands into its own memory while it computes: a part of them, or all."""
+    kind = "slice-done" if "slice" in moved else "copy-done"
+    module = entry(
+        "%a = f32[1000,8]{1,0} parameter(0)",
+        f"%b = {moved}, slice={{[0:10], [0:8]}}",
+        f"ROOT %c = f32[10,8]{{1,0:S(1)}} {kind}(%b)",
+    )
+    assert accounts.account(module, {"data": 1}).bytes == bytes_moved
+
+
+@pytest.mark.parametrize(
     ("operation", "axes", "received"),
     [
         ("all-gather(%a), replica_groups=[2,4]<=[8]", ("fsdp",), 3 * 4096),

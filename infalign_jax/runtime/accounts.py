@@ -173,6 +173,9 @@ def _moved(each: Instruction, computation: Computation, module: Module) -> float
     if each.opcode == "copy-start":
         return float(_far(each.arrays[:2]))
     sources = [_arrays(name, computation) for name in each.operands]
+    if each.opcode.removesuffix("-start") in SLICES and each.opcode.endswith("-start"):
+        taken = each.arrays[len(each.operands)]  # after the operands, in a tuple with them
+        return float(_far([taken]) + (taken.bytes if _far(sources[0]) else 0))
     if each.opcode in SLICES:
         return float(_far(each.arrays)) + (each.arrays[0].bytes if _far(sources[0]) else 0)
     if each.opcode in ("dynamic-update-slice", "scatter"):
