@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from infalign_jax import learner, programs, training
 from infalign_jax.commands import plan_compile, plan_phases
 from infalign_jax.drawing import SamplingConfig
-from infalign_jax.lm import transformer
+from infalign_jax.lm import arithmetic, transformer
 from infalign_jax.lm.sizes import SIZES, Size
 from infalign_jax.runtime import accounts, hlo, topology
 from infalign_jax.runtime import mesh as meshes
@@ -50,11 +50,11 @@ def compiled(size: Size, mesh: Mesh) -> dict[str, Callable[[], Any]]:
     (model, shape), law = size, SamplingConfig(length=size.shape.response, end=2)
     loss = learner.policy_gradient(partial(transformer.log_probs, model), 0.1, 0.0, "partition")
     adam, boxed = training.OptimiserConfig(), programs.boxed_params(model)
-    batch = plan_phases.rl_batch(shape)
+    batch, cost = plan_phases.rl_batch(shape), partial(arithmetic.update, model)
     return {
         "prefill and sampler": plan_phases.sampler(mesh, model, law, shape).lower,
         "log-probabilities": plan_phases.log_probs(mesh, model, shape).lower,
-        "update": plan_phases.update(mesh, loss, boxed, adam, batch, shape, 0.0).lower,
+        "update": plan_phases.update(mesh, loss, boxed, adam, batch, shape, cost).lower,
     }
 
 

@@ -2,11 +2,10 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
 
 from infalign_jax.commands.plan_phases import Phase
 from infalign_jax.runtime import accounts, hlo, measure
@@ -29,7 +28,7 @@ class Compiled(NamedTuple):
     """One phase after compilation; without an account it did not fit."""
 
     memory: int  # bytes of a device
-    seconds: float
+    seconds: float | None  # None where nothing was compiled
     account: Account | None
 
 
@@ -49,22 +48,20 @@ def attempt(lower: Callable[[], Any]) -> Attempt:
     return Attempt(program, measure.memory_of(program), time.perf_counter() - begun)
 
 
-def compiled(phase: Phase, mesh: Mesh) -> Compiled:
-    """Compiles a phase and counts what it does.
+def compiled(phase: Phase, sizes: Mapping[str, int]) -> Compiled:
+    """Compiles a phase for a mesh of these sizes and counts what it does.
 
-    >>> from infalign_jax.lm.arithmetic import Shape
-    >>> from infalign_jax.runtime import mesh as meshes
-    >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
+    >>> from infalign_jax.lm.arithmetic import Cost, Shape
     >>> lower = jax.jit(lambda x: x @ x).lower
     >>> own = jax.ShapeDtypeStruct((8, 8), "float32")
-    >>> compiled(Phase(lambda: lower(own), Shape(1, 1, 1, 1), 0.0), mesh).account.flops
+    >>> compiled(Phase(lambda: lower(own), Shape(1, 1, 1, 1), Cost), {"data": 1}).account.flops
     1024.0
     """
     program, memory, seconds = attempt(phase.lower)
     if program is None:
         return Compiled(memory, seconds, None)
     module = hlo.parse(program.as_text())
-    return Compiled(memory, seconds, accounts.account(module, dict(mesh.shape), phase.trips))
+    return Compiled(memory, seconds, accounts.account(module, sizes, phase.trips))
 
 
 def _asked_for(message: str) -> int:

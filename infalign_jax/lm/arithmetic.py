@@ -89,6 +89,17 @@ def decode(config: TransformerConfig, shape: Shape) -> Cost:
     return Cost(flops, shape.response * step)
 
 
+def sampling(config: TransformerConfig, shape: Shape) -> Cost:
+    """The prompts, and all their responses.
+
+    >>> config, shape = TransformerConfig(), Shape(2, 3, 4, 5)
+    >>> sampling(config, shape).flops == forward(config, shape).flops
+    True
+    """
+    both = prefill(config, shape), decode(config, shape)
+    return Cost(sum(each.flops for each in both), sum(each.bytes for each in both))
+
+
 def forward(config: TransformerConfig, shape: Shape, logits: bool = True) -> Cost:
     """Prompts and responses in one pass, with the vocabulary's logits of every response token.
 
@@ -102,15 +113,17 @@ def forward(config: TransformerConfig, shape: Shape, logits: bool = True) -> Cos
     return Cost(flops, _read(config, embedding=logits) + before.bytes)
 
 
-def update(config: TransformerConfig, shape: Shape) -> Cost:
+def update(config: TransformerConfig, shape: Shape, shards: int = 1, logits: bool = True) -> Cost:
     """Forward and backward pass and Adam: parameters and two moments read and written in float32.
+
+    Those are divided among `shards` devices.
 
     >>> config, shape = TransformerConfig(), Shape(2, 3, 4, 5)
     >>> update(config, shape).flops / forward(config, shape).flops
     3.0
     """
-    once = forward(config, shape)
-    return Cost(3 * once.flops, 3 * once.bytes + 7 * 4 * parameters(config))
+    once = forward(config, shape, logits)
+    return Cost(3 * once.flops, 3 * once.bytes + 7 * 4 * parameters(config) / shards)
 
 
 def sampling_memory(
@@ -157,7 +170,7 @@ def update_taken(config: TransformerConfig, shape: Shape, shards: int = 1) -> fl
 def scoring_memory(config: TransformerConfig, shape: Shape, shards: int = 1) -> int:
     """Bytes that one pass forward needs at least: parameters, their copy, a layer, logits.
 
-    The parameters, not their copy, are divided among `shards` devices.
+    Both are divided among `shards` devices.
 
     >>> scoring_memory(TransformerConfig(), Shape(2, 3, 4, 5))
     1217280
@@ -166,7 +179,7 @@ def scoring_memory(config: TransformerConfig, shape: Shape, shards: int = 1) -> 
     layer = max(outer for _, outer in layer_products(config)) + config.width
     logits = _logits_held(config, shape)
     kept = _kept(config, shape.prompts * shape.prompt)
-    own = 4 * parameters(config) / shards + _read(config)
+    own = (4 * parameters(config) + _read(config)) / shards
     return int(own + rows * layer * config.dtype.itemsize + kept + logits)
 
 
