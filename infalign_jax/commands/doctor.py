@@ -67,7 +67,7 @@ def examine(experiment: Experiment | None, out: Path) -> list[Finding]:
         attempt("processes", "look at how the processes are started", doctor.processes),
     ]
     found += _links(experiment)
-    parameters = arithmetic.parameters(experiment.model) if experiment else 0
+    parameters = max(map(arithmetic.parameters, experiment.models.values())) if experiment else 0
     needed = max(GIB, KEPT * parameters)
     room = partial(doctor.disk, out, needed)
     found.append(attempt("disk", "name an --out that can be written to", room))
@@ -79,9 +79,11 @@ def examine(experiment: Experiment | None, out: Path) -> list[Finding]:
 
 def _links(experiment: Experiment | None) -> list[Finding]:
     """The mesh, and an all-reduce over each axis of it that has several devices."""
-    e = experiment
     try:
-        made = mesh_sizes.fitted(e.mesh, e.model, e.batch_sizes) if e else meshes.make(MeshConfig())
+        if experiment is None:
+            made = meshes.make(MeshConfig())
+        else:
+            made = mesh_sizes.fitted(experiment.mesh, experiment.models, experiment.batch_sizes)
     except Exception as error:
         return [doctor.raised("mesh", "set mesh.* to what the devices allow", error)]
     axes = [axis for axis, size in made.shape.items() if size > 1]

@@ -50,7 +50,9 @@ def run(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     """
     chips, model = len(topology.devices), experiment.model
     slices = count_slices(topology.devices)
-    sizes = mesh_sizes.check(experiment.mesh, chips, model, experiment.batch_sizes, slices)
+    sizes = mesh_sizes.check(
+        experiment.mesh, chips, experiment.models, experiment.batch_sizes, slices
+    )
     mesh = meshes.make(sizes, list(topology.devices))
     phases = plan_phases.of_experiment(experiment, mesh)
     copy = 4 * arithmetic.parameters(model) / (mesh.shape["fsdp"] * mesh.shape["tensor"])

@@ -87,7 +87,7 @@ def candidates(now: Candidate, devices: int, name: str) -> Iterator[Candidate]:
         assignments += [f"model.rematerialise={kind}" for kind in weaker]
     for assignment in assignments:
         yield Candidate(assignment, configs.override(e, [assignment]), now.sizes)
-    for sizes in mesh_sizes.fitting(devices, model, e.batch_sizes, now.sizes.replica):
+    for sizes in mesh_sizes.fitting(devices, e.models, e.batch_sizes, now.sizes.replica):
         if sizes.tensor == now.sizes.tensor and sizes.fsdp > now.sizes.fsdp:
             change = f"mesh.data={sizes.data},mesh.fsdp={sizes.fsdp}"
             yield Candidate(change, replace(e, mesh=sizes), sizes)

@@ -72,7 +72,8 @@ def samples(
     )  # fmt: skip
     mesh, model = run.mesh, run.experiment.model
     sample = programs.make_sample(mesh, model, run.experiment.sampling, count)
-    score, log_probs = programs.make_rewards(mesh, model), programs.make_log_probs(mesh, model)
+    score = programs.make_rewards(mesh, run.experiment.scorer)
+    log_probs = programs.make_log_probs(mesh, model)
 
     def chunk(part: Prompts) -> Any:
         rollouts = sample(policy.params, part, run.key(7, draw))
