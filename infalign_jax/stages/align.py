@@ -12,7 +12,7 @@ from infalign_jax.batches import Array, Prompts, Rollouts
 from infalign_jax.data import minibatches
 from infalign_jax.experiment import PolicyConfig
 from infalign_jax.lm import transformer
-from infalign_jax.runtime import checkpoint
+from infalign_jax.runtime import digests
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.stages.language import Model
 from infalign_jax.stages.reference import Reference, pick
@@ -65,7 +65,7 @@ def align(
     'align'
     """
     options, experiment = run.experiment.align, run.experiment
-    digest = checkpoint.digest("align", start.digest, reference.digest, options, policy)
+    digest = digests.digest("align", start.digest, reference.digest, options, policy)
     layout = meshes.shardings(run.mesh, run.boxed)
     goal = target(policy)
     transform = training.optimiser(options.optimiser, options.steps)

@@ -16,7 +16,7 @@ from infalign_jax import (
     synthetic,
 )
 from infalign_jax.batches import Prompts, Responses
-from infalign_jax.runtime import checkpoint
+from infalign_jax.runtime import digests
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.stages.language import Model
 from infalign_jax.stages.reference import (
@@ -66,7 +66,7 @@ def samples(
     options, length = run.experiment.evaluate, run.experiment.sampling.length
     texts, encoded = prompts
     n = len(texts)
-    digest = checkpoint.digest(
+    digest = digests.digest(
         "samples", policy.digest, judges.train.digest, judges.judge.digest, n, count, draw,
         run.experiment.seed,
     )  # fmt: skip

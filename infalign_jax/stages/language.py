@@ -14,7 +14,7 @@ from infalign_jax.batches import Array, Preferences, Responses
 from infalign_jax.data import minibatches
 from infalign_jax.experiment import FitConfig
 from infalign_jax.lm import transformer
-from infalign_jax.runtime import checkpoint
+from infalign_jax.runtime import digests
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.stages.reference import Reference, pick
 from infalign_jax.stages.run import Params, Run, abstract, fit, put, stored
@@ -70,7 +70,7 @@ def sft(run: Run, text: Text, stage: Trunk = "sft") -> Model:
     config = experiment.model if stage == "sft" else experiment.scorer
     split = "judge" if stage == "judge_sft" else "train"
     boxed, (key, offset) = programs.boxed_params(config), SEEDS[stage]
-    digest = checkpoint.digest(stage, text.digest, config, experiment.sft, experiment.seed)
+    digest = digests.digest(stage, text.digest, config, experiment.sft, experiment.seed)
     loss = partial(sft_loss, config)
 
     def start() -> Params:
@@ -95,9 +95,7 @@ def reward_model(run: Run, text: Text, trunk: Model, judge: bool) -> Model:
     """
     experiment, config = run.experiment, run.experiment.scorer
     stage, split = ("judge", "judge") if judge else ("reward", "train")
-    digest = checkpoint.digest(
-        stage, trunk.digest, config, experiment.reward, experiment.seed + judge
-    )
+    digest = digests.digest(stage, trunk.digest, config, experiment.reward, experiment.seed + judge)
     loss = partial(reward.loss, config)
     boxed = reward.with_head(config, programs.boxed_params(config))
 
@@ -182,7 +180,7 @@ def anticipate(run: Run, policy: Model, reference: Reference) -> Model:
     experiment, config, options = run.experiment, run.experiment.model, run.experiment.foresight
     if options.steps == 0:
         return policy
-    digest = checkpoint.digest("foresight", reference.digest, options, experiment.seed)
+    digest = digests.digest("foresight", reference.digest, options, experiment.seed)
     boxed = foresight.with_head(config, run.boxed)
     layout = meshes.shardings(run.mesh, boxed)
     loss = partial(foresight.loss, config, options.hold, policy.params)
