@@ -20,7 +20,7 @@ from infalign_jax import config as configs
 from infalign_jax import programs, report
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm.arithmetic import Shape
-from infalign_jax.runtime import hosts, mesh_sizes
+from infalign_jax.runtime import agreement, hosts, mesh_sizes
 from infalign_jax.runtime.files import exclusive, write_bytes, write_text
 from infalign_jax.stages import align, evaluate, facts, language, reference, text
 from infalign_jax.stages.language import Model
@@ -59,6 +59,7 @@ evaluate, report, got calibrat; did you mean calibrate?
         close = difflib.get_close_matches(stage, STAGES, n=1)
         hint = f"did you mean {close[0]}?" if close else "name one of them"
         raise ValueError(f"expected a stage among {', '.join(STAGES)}, got {stage}; {hint}")
+    agreement.check([configs.to_dict(experiment), stage])
     until = STAGES.index(stage) if stage else len(STAGES) - 1
     mesh = mesh_sizes.fitted(experiment.mesh, experiment.models, experiment.batch_sizes)
     _check_memory(experiment, mesh, until)
