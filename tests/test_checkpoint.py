@@ -18,7 +18,8 @@ from jax.sharding import SingleDeviceSharding
 
 from infalign_jax.batches import Prompts
 from infalign_jax.runtime import checkpoint
-from infalign_jax.runtime.checkpoint import FORMAT, digest, finished, latest_step, load, save
+from infalign_jax.runtime.checkpoint import FORMAT, finished, latest_step, load, save
+from infalign_jax.runtime.digests import digest
 
 TABLE = {"x": np.arange(6, dtype=np.float32).reshape(2, 3)}
 
@@ -274,7 +275,7 @@ def test_digest_sees_every_part() -> None:
 
 
 def test_digest_is_the_same_in_every_process() -> None:
-    source = "from infalign_jax.runtime.checkpoint import digest; print(digest('a', {'b': 1.5}))"
+    source = "from infalign_jax.runtime.digests import digest; print(digest('a', {'b': 1.5}))"
     command = [sys.executable, "-c", source]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert told.strip() == digest("a", {"b": 1.5})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -110,6 +111,17 @@ def test_hosts_without_a_directory_in_common_are_refused(tmp_path: Path) -> None
         assert process.returncode == 2, said
         assert "expected a directory that all hosts share" in said
         assert "another one on host 1; mount one" in said
+
+
+@pytest.mark.slow
+def test_a_host_with_another_configuration_is_refused(tmp_path: Path) -> None:
+    where = ["--coordinator", toy_run.free_address(), "--num-processes", 2, "--out", tmp_path]
+    both = [toy_run.command(*where, "--process-id", i, "--seed", i) for i in range(2)]
+    for process in both:
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == 2, said
+        assert re.search("configuration (.{16}) on host 0 and (?!\\1).{16} on host 1;", said), said
+    assert not (tmp_path / "stages").exists()
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from infalign_jax.lm.transformer import TransformerConfig
 from infalign_jax.runtime import mesh_sizes, slices
 from infalign_jax.runtime.mesh import MeshConfig
 
-MODEL = TransformerConfig(vocab_size=512, width=96, layers=2, heads=4, kv_heads=2, mlp_width=96)
+MODEL = {"model": TransformerConfig(512, width=96, layers=2, heads=4, kv_heads=2, mlp_width=96)}
 
 
 @pytest.mark.parametrize("text", ["", "data", "data=", "data=x", "data=1,data=2", "data=-2", "4"])
@@ -57,6 +57,10 @@ def test_a_batch_and_the_model_are_told_of() -> None:
         mesh_sizes.check(MeshConfig(fsdp=7), 7, MODEL, {"align.batch_size": 14})
     with pytest.raises(ValueError, match="no mesh of so many fits"):
         mesh_sizes.check(MeshConfig(), 7, MODEL, {"align.batch_size": 4})
+
+    both = MODEL | {"reward_model": TransformerConfig(512, width=48, heads=4)}
+    with pytest.raises(ValueError, match=r"fsdp to divide 48 \(reward_model.width\)"):
+        mesh_sizes.check(MeshConfig(fsdp=32), 32, both, {"align.batch_size": 32})
 
 
 def test_every_mesh_named_fits() -> None:

@@ -23,9 +23,10 @@ from infalign_jax.commands import (
     plan_text,
 )
 from infalign_jax.commands.plan_compile import Compiled
-from infalign_jax.commands.plan_phases import FORESIGHT, LOG_PROBS, SAMPLER, SFT, UPDATE
+from infalign_jax.commands.plan_phases import FORESIGHT, LOG_PROBS, SAMPLER, SFT, TRUNK, UPDATE
 from infalign_jax.drawing import SamplingConfig
 from infalign_jax.experiment import Experiment
+from infalign_jax.lm import arithmetic
 from infalign_jax.lm.arithmetic import Cost, Shape
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime import topology as topologies
@@ -126,17 +127,21 @@ def test_a_plan_is_written_and_read(result: dict[str, Any]) -> None:
 
 
 def test_what_a_run_keeps_beside_a_phase_counts() -> None:
-    """Four models, one of them twice as foresight's trunk, and the policy trained before."""
+    """π_ref, reward, judge, foresight's trunk and the policy trained before, each by its size."""
     mesh = jax.make_mesh((1, 1, 1, 1), meshes.AXES, devices=jax.devices()[:1])
-    phases = plan_phases.of_experiment(toy_run.experiment, mesh)
-    assert phases[UPDATE].held == 4 + 1 + 1
-    assert phases[SAMPLER].held == 4 + 1 + 1 + 2
-    quick = replace(
-        toy_run.experiment,
-        foresight=replace(toy_run.experiment.foresight, steps=0),
-        policies=toy_run.experiment.policies[:1],
-    )
-    assert plan_phases.of_experiment(quick, mesh)[UPDATE].held == 4
+    toy, n = toy_run.experiment, arithmetic.parameters(toy_run.experiment.model)
+    phases = plan_phases.of_experiment(toy, mesh)
+    assert phases[UPDATE].held == (3 + 1 + 1) * n
+    assert phases[SAMPLER].held == phases["rewards"].held == (3 + 1 + 1 + 2) * n
+    assert (phases[SFT].held, phases["reward step"].held) == (2 * n, 3 * n)
+    quick = replace(toy, foresight=replace(toy.foresight, steps=0), policies=toy.policies[:1])
+    assert plan_phases.of_experiment(quick, mesh)[UPDATE].held == 3 * n
+    small = replace(toy.model, width=8)
+    m = arithmetic.parameters(small)
+    phases = plan_phases.of_experiment(replace(quick, reward_model=small), mesh)
+    assert phases[UPDATE].held == n + 2 * m
+    assert phases["rewards"].held == n + m + 3 * n
+    assert (phases[SFT].held, phases[TRUNK].held) == (0, n + 2 * m)
 
 
 @pytest.mark.slow

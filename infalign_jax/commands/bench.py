@@ -96,7 +96,7 @@ def run(model: TransformerConfig, shape: Shape, rounds: int = 5) -> dict[str, An
     Traceback (most recent call last):
     ValueError: bench: expected at most ... GiB on a device, got at least ...; lower --prompts, ...
     """
-    mesh = mesh_sizes.fitted(MeshConfig(), model, {"--prompts": shape.prompts})
+    mesh = mesh_sizes.fitted(MeshConfig(), {"model": model}, {"--prompts": shape.prompts})
     devices = list(mesh.devices.flat)
     advice = "lower --prompts, --responses, --response or the preset"
     law = SamplingConfig(length=shape.response)

@@ -46,9 +46,9 @@ def run(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     Traceback (most recent call last):
     ValueError: mesh: expected a product of 1 (the devices), got ...; use data=1
     """
-    model, batches = experiment.model, experiment.batch_sizes
+    models, batches = experiment.models, experiment.batch_sizes
     slices = count_slices(topology.devices) or 1
-    sizes = mesh_sizes.check(experiment.mesh, topology.chips, model, batches, slices)
+    sizes = mesh_sizes.check(experiment.mesh, topology.chips, models, batches, slices)
     phases, rows = plan_rows.planned(experiment, topology, sizes)
     large = next((name for name, row in rows.items() if row["fits"] is False), None)
     change = None
@@ -72,6 +72,7 @@ def about(experiment: Experiment, topology: Topology) -> dict[str, Any]:
         "compiled": topology.compiles, "versions": _versions(),
         "model": configs.to_dict(experiment.model),
         "parameters": arithmetic.parameters(experiment.model),
+        "reward_parameters": arithmetic.parameters(experiment.scorer),
         "chip": topology.chip and topology.chip._asdict(),
     }  # fmt: skip
 

@@ -8,7 +8,7 @@ two products, a token each.
 
 from math import prod
 
-from infalign_jax.commands import plan_estimate
+from infalign_jax.commands import plan_estimate, plan_phases
 from infalign_jax.commands.plan_compile import Compiled
 from infalign_jax.commands.plan_estimate import LEARNS
 from infalign_jax.commands.plan_phases import PREFILL, Phase
@@ -31,7 +31,8 @@ def counted(experiment: Experiment, sizes: MeshConfig, name: str, phase: Phase) 
     shards, own = sizes.fsdp, plan_estimate.own(phase.shape, sizes)
     moved = phase.cost(own, shards).bytes / sizes.tensor
     rows = own.prompts * own.prompt + (name != PREFILL) * own.tokens
-    found = network(experiment.model, sizes, rows, name in LEARNS)
+    model = plan_phases.model_of(experiment, name)
+    found = network(model, sizes, rows, name in LEARNS)
     account = Account(phase.flops / sizes.size, moved, found, (), ())
     return Compiled(int(plan_estimate.estimate(experiment, sizes, name)), None, account)
 

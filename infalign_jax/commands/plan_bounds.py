@@ -12,6 +12,7 @@ from infalign_jax.commands.plan_phases import (
     SAMPLER,
     SCORES,
     SFT,
+    TRUNK,
     UPDATE,
     Phase,
 )
@@ -91,8 +92,13 @@ def works(experiment: Experiment, phases: Mapping[str, Phase]) -> list[Work]:
     drawn = e.calibrate.chunk * e.calibrate.responses * t
     policies = len(e.policies) * e.evaluate.responses + e.evaluate.reference_responses
     held_out = e.evaluate.chunk * policies * t  # tokens of one step of the evaluation
-    found = [
-        Work("sft and judge_sft", 2 * e.sft.steps, {SFT: 1.0}),
+    found = [Work("sft and judge_sft", 2 * e.sft.steps, {SFT: 1.0})]
+    if e.reward_model is not None:
+        found = [
+            Work("sft", e.sft.steps, {SFT: 1.0}),
+            Work("reward_sft and judge_sft", 2 * e.sft.steps, {TRUNK: 1.0}),
+        ]
+    found += [
         Work("reward and judge", 2 * e.reward.steps, {REWARD: 1.0}),
         Work(
             "calibrate", ceil(e.calibrate.prompts / e.calibrate.chunk),

@@ -11,6 +11,7 @@ from infalign_jax.commands.plan_phases import (
     REWARD,
     SAMPLER,
     SFT,
+    TRUNK,
     UPDATE,
 )
 from infalign_jax.experiment import Experiment
@@ -18,7 +19,7 @@ from infalign_jax.lm import arithmetic
 from infalign_jax.lm.arithmetic import Shape
 from infalign_jax.runtime.mesh import MeshConfig
 
-LEARNS = (SFT, REWARD, FORESIGHT, UPDATE)
+LEARNS = (SFT, TRUNK, REWARD, FORESIGHT, UPDATE)
 DRAWN = (DRAWS, SAMPLER)
 
 
@@ -28,7 +29,8 @@ def estimate(experiment: Experiment, sizes: MeshConfig, name: str) -> float:
     >>> estimate(Experiment("quick"), MeshConfig(1, replica=1), UPDATE) > 0
     True
     """
-    taken = arithmetic.TAKEN[experiment.model.rematerialise] if name in LEARNS else 1.0
+    kind = plan_phases.model_of(experiment, name).rematerialise
+    taken = arithmetic.TAKEN[kind] if name in LEARNS else 1.0
     return taken * least(experiment, sizes, name)
 
 
@@ -39,7 +41,7 @@ def least(experiment: Experiment, sizes: MeshConfig, name: str) -> float:
     >>> least(quick, one, UPDATE) < estimate(quick, one, UPDATE)
     True
     """
-    model, shards = experiment.model, sizes.fsdp
+    model, shards = plan_phases.model_of(experiment, name), sizes.fsdp
     shape = own(plan_phases.shapes(experiment)[name], sizes)
     if name in LEARNS:
         needed = arithmetic.update_memory(model, shape, shards)

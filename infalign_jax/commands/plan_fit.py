@@ -13,15 +13,23 @@ from typing import Any, NamedTuple
 from infalign_jax import config as configs
 from infalign_jax.commands import plan_phases, plan_rows
 from infalign_jax.commands.plan_estimate import DRAWN, LEARNS, estimate
-from infalign_jax.commands.plan_phases import DRAWS, FORESIGHT, PREFILL, REWARD, SFT
+from infalign_jax.commands.plan_phases import (
+    DRAWS,
+    FORESIGHT,
+    OF_SCORER,
+    PREFILL,
+    REWARD,
+    SFT,
+    TRUNK,
+)
 from infalign_jax.experiment import Experiment
 from infalign_jax.runtime import mesh_sizes
 from infalign_jax.runtime.mesh import AXES, MeshConfig
 from infalign_jax.runtime.topology import Topology
 
 BATCH = {
-    SFT: "sft.batch_size", REWARD: "reward.batch_size", DRAWS: "calibrate.chunk",
-    FORESIGHT: "foresight.batch_size",
+    SFT: "sft.batch_size", TRUNK: "sft.batch_size", REWARD: "reward.batch_size",
+    DRAWS: "calibrate.chunk", FORESIGHT: "foresight.batch_size",
 }  # fmt: skip
 USUAL_BATCH = "align.batch_size"
 MOST_COMPILED = 3  # candidates: compiling a large one takes minutes
@@ -91,20 +99,27 @@ def _with(now: Candidate, assignment: str) -> Candidate:
     return Candidate(assignment, configs.override(now.experiment, [assignment]), now.sizes)
 
 
+def _field(now: Candidate, name: str) -> str:
+    """The field of the model that a phase runs."""
+    scored = name in OF_SCORER and now.experiment.reward_model is not None
+    return "reward_model" if scored else "model"
+
+
 def _logits(now: Candidate, _: int, name: str) -> Iterator[Candidate]:
     """Fewer logits at once, down to those of one token."""
-    model = now.experiment.model
+    model = plan_phases.model_of(now.experiment, name)
     at_once = model.logits_at_once
     while name not in (PREFILL, *DRAWN) and (at_once := at_once // 2) >= model.vocab_size:
-        yield _with(now, f"model.logits_at_once={at_once}")
+        yield _with(now, f"{_field(now, name)}.logits_at_once={at_once}")
 
 
 def _again(now: Candidate, _: int, name: str) -> Iterator[Candidate]:
     """More computed again in the backward pass."""
     kinds = ["nothing", "cheap", "everything"]
     if name in LEARNS:
-        for kind in kinds[kinds.index(now.experiment.model.rematerialise) + 1 :]:
-            yield _with(now, f"model.rematerialise={kind}")
+        own = plan_phases.model_of(now.experiment, name).rematerialise
+        for kind in kinds[kinds.index(own) + 1 :]:
+            yield _with(now, f"{_field(now, name)}.rematerialise={kind}")
 
 
 def _lanes(now: Candidate, _: int, name: str) -> Iterator[Candidate]:
@@ -118,7 +133,7 @@ def _lanes(now: Candidate, _: int, name: str) -> Iterator[Candidate]:
 def _meshes(now: Candidate, devices: int, _: str) -> Iterator[Candidate]:
     """Parameters divided over more devices, the fewest first; over `fsdp` rather than `tensor`."""
     e, own = now.experiment, now.sizes
-    others = mesh_sizes.fitting(devices, e.model, e.batch_sizes, own.replica)
+    others = mesh_sizes.fitting(devices, e.models, e.batch_sizes, own.replica)
     for sizes in sorted(others, key=lambda sizes: (_shards(sizes), sizes.tensor)):
         if _shards(sizes) > _shards(own) and sizes.tensor >= own.tensor:
             changed = [axis for axis in AXES if getattr(sizes, axis) != getattr(own, axis)]

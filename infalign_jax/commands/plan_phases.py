@@ -1,8 +1,8 @@
 """An experiment's programs, to be compiled from shapes alone for devices that need not be there.
 
 What a program holds is its operands and its buffers. A run keeps more beside them: parameters of
-the other models, the optimiser's moments, policies trained before. That is `held`, in copies of the
-float32 parameters, each divided over `fsdp` and `tensor`.
+the other models, the optimiser's moments, policies trained before. That is `held`, in float32 and
+divided over `fsdp` and `tensor`.
 """
 
 from collections.abc import Callable
@@ -26,9 +26,10 @@ from infalign_jax.runtime import mesh as meshes
 from infalign_jax.stages import align, language
 from infalign_jax.stages.run import Run
 
-SFT, REWARD, DRAWS = "SFT step", "reward step", "reference sampler"
-FORESIGHT, PREFILL = "foresight step", "prefill"
+SFT, TRUNK, REWARD = "SFT step", "SFT step of a reward", "reward step"
+DRAWS, FORESIGHT, PREFILL = "reference sampler", "foresight step", "prefill"
 SAMPLER, LOG_PROBS, SCORES, UPDATE = "sampler", "log-probabilities", "rewards", "RL update"
+OF_SCORER = (TRUNK, REWARD, SCORES)
 
 _boxed = lru_cache(maxsize=4)(programs.boxed_params)
 
@@ -39,7 +40,7 @@ class Phase(NamedTuple):
     lower: Callable[[], Any]
     shape: Shape
     cost: Callable[[Shape, int], Cost]  # the model's, where its state has so many shards
-    held: float = 0.0  # copies of the parameters beside those that the program takes
+    held: float = 0.0  # numbers that a run keeps beside those that the program takes
     trips: tuple[tuple[int, int], ...] = ()  # of loops that end when the responses do
 
     @property
@@ -65,22 +66,35 @@ def of_experiment(experiment: Experiment, mesh: Mesh) -> dict[str, Phase]:
     ['SFT step', 'reward step', 'reference sampler', 'foresight step']
     """
     e, model, law, sizes = experiment, experiment.model, experiment.sampling, shapes(experiment)
-    each = sizes[UPDATE]
-    # π_ref, the reward, the judge and its trunk; the trunk with foresight; policies trained before.
-    kept = 4.0 + bool(e.foresight.steps) + len(e.policies) - 1
-    scored = kept - 1 + 3  # of which one is an operand; and the policy with two moments
-    scores = forward(programs.make_rewards(mesh, model), mesh, model, each, head=True)
-    return {
-        SFT: _sft(mesh, e, sizes[SFT]),
-        REWARD: _reward(mesh, e, sizes[REWARD]),
-        DRAWS: sampler(mesh, model, law, sizes[DRAWS])._replace(held=3.0),
-        **({FORESIGHT: _foresight(mesh, e, sizes[FORESIGHT])} if e.foresight.steps else {}),
-        PREFILL: prefill(mesh, model, each)._replace(held=kept + 2),
-        SAMPLER: sampler(mesh, model, law, each)._replace(held=kept + 2),
-        LOG_PROBS: log_probs(mesh, model, each)._replace(held=scored),
-        SCORES: scores._replace(held=scored),
+    each, n, m = sizes[UPDATE], *map(arithmetic.parameters, (e.model, e.scorer))
+    own = e.reward_model is not None  # so that the reward has a trunk of its own
+    trained = n + m * (1 + own)  # π_ref and the reward while the judge is trained
+    kept = n * (1 + bool(e.foresight.steps) + len(e.policies) - 1) + 2 * m
+    learnt = kept + 2 * n  # while the policy, whose moments are kept too, is the operand
+    found = {SFT: _sft(mesh, e, model, sizes[SFT])._replace(held=0.0 if own else trained)}
+    if own:
+        found[TRUNK] = _sft(mesh, e, e.scorer, sizes[TRUNK])._replace(held=trained)
+    found[REWARD] = _reward(mesh, e, sizes[REWARD])._replace(held=trained + m)
+    found[DRAWS] = sampler(mesh, model, law, sizes[DRAWS])._replace(held=2 * m)
+    if e.foresight.steps:
+        found[FORESIGHT] = _foresight(mesh, e, sizes[FORESIGHT])._replace(held=2 * m)
+    scores = forward(programs.make_rewards(mesh, e.scorer), mesh, e.scorer, each, head=True)
+    return found | {
+        PREFILL: prefill(mesh, model, each)._replace(held=learnt),
+        SAMPLER: sampler(mesh, model, law, each)._replace(held=learnt),
+        LOG_PROBS: log_probs(mesh, model, each)._replace(held=learnt),
+        SCORES: scores._replace(held=learnt + n - m),
         UPDATE: _rl_update(mesh, e, each)._replace(held=kept),
     }
+
+
+def model_of(experiment: Experiment, name: str) -> TransformerConfig:
+    """The model that a phase runs.
+
+    >>> model_of(Experiment("quick"), SCORES).width
+    64
+    """
+    return experiment.scorer if name in OF_SCORER else experiment.model
 
 
 def shapes(experiment: Experiment) -> dict[str, Shape]:
@@ -92,6 +106,7 @@ def shapes(experiment: Experiment) -> dict[str, Shape]:
     e, length, longest = experiment, experiment.sampling.length, experiment.prompt_length
     found = {
         SFT: Shape(e.sft.batch_size, longest, 1, length),
+        TRUNK: Shape(e.sft.batch_size, longest, 1, length),
         REWARD: Shape(e.reward.batch_size, longest, 2, length),
         DRAWS: Shape(e.calibrate.chunk, longest, e.calibrate.responses, length),
         FORESIGHT: Shape(e.foresight.batch_size, longest, e.foresight.responses, length),
@@ -215,25 +230,21 @@ def _rl_update(mesh: Mesh, experiment: Experiment, shape: Shape) -> Phase:
     return update(mesh, loss, boxed, adam, rl_batch(shape), shape, cost)
 
 
-def _sft(mesh: Mesh, experiment: Experiment, shape: Shape) -> Phase:
-    """The judge's trunk is trained while π_ref and the reward are kept."""
-    model, boxed = experiment.model, _boxed(experiment.model)
-    cost, adam = partial(arithmetic.update, model), experiment.sft.optimiser
+def _sft(mesh: Mesh, experiment: Experiment, model: TransformerConfig, shape: Shape) -> Phase:
+    boxed, adam, cost = _boxed(model), experiment.sft.optimiser, partial(arithmetic.update, model)
     loss, pairs = partial(language.sft_loss, model), Preferences(*rows(shape._replace(responses=2)))
-    return update(mesh, loss, boxed, adam, pairs, shape, cost)._replace(held=2.0)
+    return update(mesh, loss, boxed, adam, pairs, shape, cost)
 
 
 def _reward(mesh: Mesh, experiment: Experiment, shape: Shape) -> Phase:
-    """The judge is trained while π_ref, the reward and the judge's trunk are kept."""
-    model, adam = experiment.model, experiment.reward.optimiser
+    model, adam = experiment.scorer, experiment.reward.optimiser
     cost = partial(arithmetic.update, model, logits=False)
     boxed = reward.with_head(model, _boxed(model))
     loss, pairs = partial(reward.loss, model), Preferences(*rows(shape))
-    return update(mesh, loss, boxed, adam, pairs, shape, cost)._replace(held=3.0)
+    return update(mesh, loss, boxed, adam, pairs, shape, cost)
 
 
 def _foresight(mesh: Mesh, experiment: Experiment, shape: Shape) -> Phase:
-    """π_ref is an operand; the reward, the judge and its trunk are kept."""
     model, options, trunk = experiment.model, experiment.foresight, _boxed(experiment.model)
     own: Any = jax.ShapeDtypeStruct((shape.prompts, shape.responses), jnp.float32)
     running: Any = jax.ShapeDtypeStruct((*own.shape, shape.response), jnp.float32)
@@ -246,5 +257,4 @@ def _foresight(mesh: Mesh, experiment: Experiment, shape: Shape) -> Phase:
         return Cost(sum(each.flops for each in both), sum(each.bytes for each in both))
 
     boxed = foresight.with_head(model, trunk)
-    found = update(mesh, loss, boxed, options.optimiser, batch, shape, cost, layout)
-    return found._replace(held=3.0)
+    return update(mesh, loss, boxed, options.optimiser, batch, shape, cost, layout)

@@ -9,7 +9,6 @@ from infalign_jax.commands import plan_arithmetic, plan_bounds, plan_compile, pl
 from infalign_jax.commands.plan_compile import Compiled
 from infalign_jax.commands.plan_phases import Phase
 from infalign_jax.experiment import Experiment
-from infalign_jax.lm import arithmetic
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.mesh import AXES, MeshConfig
 from infalign_jax.runtime.topology import Topology
@@ -40,7 +39,7 @@ def planned(
         if topology.compiles:
             say(f"{name}  compiling for {topology.name}")
         found = counted(experiment, topology, sizes, name, phases[name])
-        rows[name] = _row(phases[name], found, held(experiment, sizes, phases[name]), topology)
+        rows[name] = _row(phases[name], found, held(phases[name], sizes), topology)
     return Planned(phases, rows)
 
 
@@ -73,17 +72,14 @@ def counted(
     return plan_compile.compiled(phase, {axis: getattr(sizes, axis) for axis in AXES})
 
 
-def held(experiment: Experiment, sizes: MeshConfig, phase: Phase) -> int:
+def held(phase: Phase, sizes: MeshConfig) -> int:
     """Bytes that a run keeps on a device beside a phase.
 
-    >>> model = Experiment("quick").model
-    >>> phase = Phase(lambda: None, arithmetic.Shape(1, 1, 1, 1), arithmetic.Cost, held=2.0)
-    >>> whole = held(Experiment("quick"), MeshConfig(1, 2, 1, 1), phase) * 2
-    >>> whole == 2 * 4 * arithmetic.parameters(model)
-    True
+    >>> from infalign_jax.lm.arithmetic import Cost, Shape
+    >>> held(Phase(lambda: None, Shape(1, 1, 1, 1), Cost, held=100.0), MeshConfig(1, 2, 1, 1))
+    200
     """
-    shards = sizes.fsdp * sizes.tensor
-    return int(phase.held * 4 * arithmetic.parameters(experiment.model) / shards)
+    return int(4 * phase.held / (sizes.fsdp * sizes.tensor))
 
 
 def _row(phase: Phase, found: Compiled, held: int, topology: Topology) -> dict[str, Any]:

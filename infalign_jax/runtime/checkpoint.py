@@ -8,8 +8,6 @@ checkpoint from a stranger can be refused or hold wrong numbers, but cannot run 
 One run writes at a time: hold `files.exclusive` on the directory. Every host of it calls this.
 """
 
-import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -28,45 +26,6 @@ from infalign_jax.runtime.files import discard, put_in_place
 FORMAT = 1
 _HEADER = {"format", "digest", "leaves", "files", "info"}
 _STEP = "step-"
-
-
-def digest(*parts: object) -> str:
-    """Names what a result depends on: 16 hexadecimal characters, the same in every process.
-
-    Takes frozen dataclasses (class name and fields), str, int, float, bool, None, bytes, tuples,
-    lists, dicts (in any order) and NumPy arrays, nested. Equal numbers of different types differ.
-    Raises TypeError for anything else, since it may have no stable spelling.
-
-    >>> digest("sft", 0), digest({"a": 1, "b": 2.0}) == digest({"b": 2.0, "a": 1})
-    ('087666bf3b954af0', True)
-    """
-    return hashlib.sha256(_spell(parts)).hexdigest()[:16]
-
-
-def _spell(value: object) -> bytes:
-    match value:
-        case np.ndarray() | np.generic() if not value.dtype.hasobject:
-            pieces = [str(value.dtype).encode(), repr(value.shape).encode(), value.tobytes()]
-        case bytes():
-            pieces = [value]
-        case None | bool() | int() | float() | str():
-            pieces = [repr(value).encode()]
-        case tuple() | list():
-            pieces = [_spell(item) for item in value]
-        case dict():
-            pieces = sorted(_spell(item) for item in value.items())
-        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            pieces = [
-                _spell((field.name, getattr(value, field.name)))
-                for field in dataclasses.fields(value)
-            ]
-        case _:
-            raise TypeError(
-                f"expected plain values, dataclasses or NumPy arrays, got {type(value).__name__}; "
-                "spell it as one of those"
-            )
-    head = type(value).__name__.encode()
-    return b"".join(b"%d:%s" % (len(piece), piece) for piece in [head, *pieces])
 
 
 def save(path: Path, tree: Any, *, digest: str, info: dict[str, Any]) -> None:
@@ -276,8 +235,9 @@ def _checked_header(path: Path) -> dict[str, Any]:
     if (header := _header(path)) is not None:
         return header
     if path.exists():
-        what = "got a damaged one; delete it and run again"
-        raise ValueError(f"expected a whole checkpoint at {path}, {what}")
+        raise ValueError(
+            f"expected a whole checkpoint at {path}, got a damaged one; delete it and run again"
+        )
     raise FileNotFoundError(f"expected a checkpoint at {path}, got nothing; run its stage first")
 
 

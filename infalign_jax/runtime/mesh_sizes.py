@@ -14,6 +14,7 @@ from infalign_jax.runtime.devices import count_slices
 from infalign_jax.runtime.mesh import AXES, BATCH, MeshConfig
 
 EXAMPLE = "data=4,fsdp=8"
+Models = Mapping[str, TransformerConfig]
 
 
 def parse(text: str) -> MeshConfig:
@@ -63,21 +64,21 @@ def written(config: MeshConfig) -> str:
 
 
 def fitting(
-    devices: int, model: TransformerConfig, batches: Mapping[str, int], replica: int = 1
+    devices: int, models: Models, batches: Mapping[str, int], replica: int = 1
 ) -> list[MeshConfig]:
-    """Every mesh of so many devices that divides the model's arrays and all batches.
+    """Every mesh of so many devices that divides the models' arrays and all batches.
 
     `replica` is that of all of them: the slices.
 
-    >>> model = TransformerConfig(vocab_size=512, width=64, heads=4, kv_heads=2, mlp_width=192)
-    >>> [written(mesh) for mesh in fitting(4, model, {"align.batch_size": 6})]
+    >>> models = {"model": TransformerConfig(512, 64, heads=4, kv_heads=2, mlp_width=192)}
+    >>> [written(mesh) for mesh in fitting(4, models, {"align.batch_size": 6})]
     ['data=2,tensor=2', 'fsdp=2,tensor=2', 'tensor=4']
     """
     found, each = [], devices // replica
     for data in _divisors(each):
         for fsdp in _divisors(each // data):
             config = MeshConfig(data, fsdp, each // data // fsdp, replica)
-            if not _complaints(config, devices, model, batches):
+            if not _complaints(config, devices, models, batches):
                 found.append(config)
     return sorted(found, key=lambda own: (own.tensor, own.fsdp))
 
@@ -85,59 +86,60 @@ def fitting(
 def check(
     config: MeshConfig,
     devices: int,
-    model: TransformerConfig,
+    models: Models,
     batches: Mapping[str, int],
     replica: int = 1,
 ) -> MeshConfig:
-    """The mesh with all its sizes, where it fits the devices, the model and the batches.
+    """The mesh with all its sizes, where it fits the devices, the models and the batches.
 
     `replica` is the size of that axis where the mesh does not say it: the slices.
     Raises ValueError of one line, which names the nearest meshes that would fit.
 
-    >>> model = TransformerConfig(vocab_size=512, width=64, heads=4, kv_heads=2, mlp_width=192)
-    >>> check(MeshConfig(fsdp=2), 4, model, {"align.batch_size": 16})
+    >>> models = {"model": TransformerConfig(512, 64, heads=4, kv_heads=2, mlp_width=192)}
+    >>> check(MeshConfig(fsdp=2), 4, models, {"align.batch_size": 16})
     MeshConfig(data=2, fsdp=2, tensor=1, replica=1)
-    >>> check(MeshConfig(data=3, fsdp=2), 4, model, {"align.batch_size": 16})
+    >>> check(MeshConfig(data=3, fsdp=2), 4, models, {"align.batch_size": 16})
     Traceback (most recent call last):
     ValueError: mesh: expected a product of 4 (the devices), got data=3,fsdp=2; use \
 data=2,fsdp=2 or data=4
     """
     config = config.over(devices, replica)
-    wrong = _complaints(config, devices, model, batches)
+    wrong = _complaints(config, devices, models, batches)
     if not wrong:
         return config
-    others = fitting(devices, model, batches, replica)
+    others = fitting(devices, models, batches, replica)
     near = sorted(others, key=lambda other: _distance(config, other))
     use = " or ".join(written(other) for other in near[:2])
     hint = f"use {use}" if use else "no mesh of so many fits; change the batches or the devices"
     raise ValueError(f"mesh: expected {wrong[0]}, got {written(config)}; {hint}")
 
 
-def fitted(config: MeshConfig, model: TransformerConfig, batches: Mapping[str, int]) -> Mesh:
+def fitted(config: MeshConfig, models: Models, batches: Mapping[str, int]) -> Mesh:
     """The mesh of a run, over the devices that are available for it; errors as of `check`.
 
-    >>> model = TransformerConfig(vocab_size=512, width=64, heads=4, kv_heads=2, mlp_width=192)
-    >>> fitted(MeshConfig(data=1), model, {"sft.batch_size": 3}).size
+    >>> models = {"model": TransformerConfig(512, 64, heads=4, kv_heads=2, mlp_width=192)}
+    >>> fitted(MeshConfig(data=1), models, {"sft.batch_size": 3}).size
     1
     """
     devices = meshes.available(config, batches.values())
-    sizes = check(config, len(devices), model, batches, count_slices(devices))
+    sizes = check(config, len(devices), models, batches, count_slices(devices))
     return meshes.make(sizes, devices)
 
 
 def _complaints(
-    config: MeshConfig, devices: int, model: TransformerConfig, batches: Mapping[str, int]
+    config: MeshConfig, devices: int, models: Models, batches: Mapping[str, int]
 ) -> list[str]:
     """What the sizes should be and are not."""
     found, parts = [], config.parts
     if config.size != devices:
         found.append(f"a product of {devices} (the devices)")
-    if model.width % config.fsdp:
-        found.append(f"fsdp to divide {model.width} (model.width)")
-    d = model.head_size
-    common = gcd(model.heads * d, model.kv_heads * d, model.mlp_width, model.vocab_size)
-    if common % config.tensor:
-        found.append(f"tensor to divide {common} (heads, MLP and vocabulary)")
+    for name, model in models.items():
+        if model.width % config.fsdp:
+            found.append(f"fsdp to divide {model.width} ({name}.width)")
+        d = model.head_size
+        common = gcd(model.heads * d, model.kv_heads * d, model.mlp_width, model.vocab_size)
+        if common % config.tensor:
+            found.append(f"tensor to divide {common} (heads, MLP and vocabulary of {name})")
     found += [
         f"{' × '.join(BATCH)} to divide {size} ({name}; {max(size // parts, 1) * parts} would do)"
         for name, size in batches.items()

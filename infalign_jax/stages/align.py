@@ -12,7 +12,7 @@ from infalign_jax.batches import Array, Prompts, Rollouts
 from infalign_jax.data import minibatches
 from infalign_jax.experiment import PolicyConfig
 from infalign_jax.lm import transformer
-from infalign_jax.runtime import checkpoint
+from infalign_jax.runtime import digests
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.stages.language import Model
 from infalign_jax.stages.reference import Reference, pick
@@ -65,7 +65,7 @@ def align(
     'align'
     """
     options, experiment = run.experiment.align, run.experiment
-    digest = checkpoint.digest("align", start.digest, reference.digest, options, policy)
+    digest = digests.digest("align", start.digest, reference.digest, options, policy)
     layout = meshes.shardings(run.mesh, run.boxed)
     goal = target(policy)
     transform = training.optimiser(options.optimiser, options.steps)
@@ -114,7 +114,7 @@ def fresh_rows(run: Run, goal: Target, sft: Model, scorer: Model, reference: Ref
     """
     model, law = run.experiment.model, run.experiment.sampling
     sample = programs.make_sample(run.mesh, model, law, run.experiment.align.responses)
-    score = programs.make_rewards(run.mesh, model)
+    score = programs.make_rewards(run.mesh, run.experiment.scorer)
     log_probs = programs.make_log_probs(run.mesh, model)
     batch, whole = meshes.batch_sharding(run.mesh), meshes.replicated(run.mesh)
     key_of = jax.jit(lambda step: jax.random.fold_in(run.key(6), step), out_shardings=whole)

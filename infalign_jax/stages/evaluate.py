@@ -16,7 +16,7 @@ from infalign_jax import (
     synthetic,
 )
 from infalign_jax.batches import Prompts, Responses
-from infalign_jax.runtime import checkpoint
+from infalign_jax.runtime import digests
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.stages.language import Model
 from infalign_jax.stages.reference import (
@@ -66,13 +66,14 @@ def samples(
     options, length = run.experiment.evaluate, run.experiment.sampling.length
     texts, encoded = prompts
     n = len(texts)
-    digest = checkpoint.digest(
+    digest = digests.digest(
         "samples", policy.digest, judges.train.digest, judges.judge.digest, n, count, draw,
         run.experiment.seed,
     )  # fmt: skip
     mesh, model = run.mesh, run.experiment.model
     sample = programs.make_sample(mesh, model, run.experiment.sampling, count)
-    score, log_probs = programs.make_rewards(mesh, model), programs.make_log_probs(mesh, model)
+    score = programs.make_rewards(mesh, run.experiment.scorer)
+    log_probs = programs.make_log_probs(mesh, model)
 
     def chunk(part: Prompts) -> Any:
         rollouts = sample(policy.params, part, run.key(7, draw))

@@ -10,7 +10,7 @@ import numpy as np
 
 from infalign_jax import calibration, foresight, programs
 from infalign_jax.batches import Prompts, Responses
-from infalign_jax.runtime import checkpoint, hosts
+from infalign_jax.runtime import digests, hosts
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.metrics import phase
 from infalign_jax.stages.run import Run, put, stored
@@ -95,11 +95,11 @@ def calibrate(run: Run, prompts: Prompts, policy: Any, scorer: Any) -> Reference
     """
     options, length = run.experiment.calibrate, run.experiment.sampling.length
     n, k = len(prompts.index), options.responses
-    digest = checkpoint.digest(
+    digest = digests.digest(
         "calibrate", policy.digest, scorer.digest, options, n, run.experiment.seed
     )
     sample = programs.make_sample(run.mesh, run.experiment.model, run.experiment.sampling, k)
-    score = programs.make_rewards(run.mesh, run.experiment.model, running=True)
+    score = programs.make_rewards(run.mesh, run.experiment.scorer, running=True)
 
     def chunk(part: Prompts) -> Any:
         rollouts = sample(policy.params, part, run.key(5))

@@ -11,7 +11,7 @@ from infalign_jax.data import Pair
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm import tokenizer as tokenizers
 from infalign_jax.lm.tokenizer import Tokenizer, TokenizerConfig
-from infalign_jax.runtime import checkpoint, hosts
+from infalign_jax.runtime import digests, hosts
 from infalign_jax.runtime.files import write_bytes
 from infalign_jax.stages.run import Run, say
 from infalign_jax.synthetic import SyntheticConfig
@@ -50,7 +50,7 @@ def load(run: Run) -> Text:
     experiment = run.experiment
     pairs, counts, directory = _pairs(run)
     file = experiment.tokenizer.file
-    digest = checkpoint.digest(
+    digest = digests.digest(
         "text", experiment.data, experiment.tokenizer, directory.name, experiment.prompt_length,
         experiment.sampling.length, *([] if file is None else [tokenizers.load(file)]),
     )  # fmt: skip
@@ -83,12 +83,12 @@ def _kept_pairs(run: Run) -> tuple[str, dict[str, Any]]:
     counts: dict[str, Any] = {}
     match config:
         case SyntheticConfig():
-            source = checkpoint.digest("pairs", config)
+            source = digests.digest("pairs", config)
             directory = run.out / "data" / source
             splits: Any = None if store.written(directory) else synthetic.pairs(config)
         case hh.HHConfig():
             found, counts["read"] = hh.read(config)
-            source = checkpoint.digest("pairs", config, [list(pair) for pair in found])
+            source = digests.digest("pairs", config, [list(pair) for pair in found])
             directory = run.out / "data" / source
             splits = hh.split(found, config)
     if splits is None:
