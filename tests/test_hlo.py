@@ -90,6 +90,46 @@ def test_a_slice_counts_as_what_it_takes() -> None:
     assert written.bytes < 3.5 * x.nbytes
 
 
+def test_a_slice_within_fusions_counts_as_what_it_takes() -> None:
+    """Of a stack of layers, one: whether the fusion slices it or one that it calls does."""
+    inner = (
+        "%take (p: f32[100,8], i: s32[]) -> f32[1,8] {",
+        "  %p = f32[100,8]{1,0} parameter(0)",
+        "  %i = s32[] parameter(1)",
+        "  ROOT %s = f32[1,8]{1,0} dynamic-slice(%p, %i), dynamic_slice_sizes={1,8}",
+        "}",
+        "%outer (p: f32[100,8], i: s32[]) -> f32[8,1] {",
+        "  %p = f32[100,8]{1,0} parameter(0)",
+        "  %i = s32[] parameter(1)",
+        "  %t = f32[1,8]{1,0} fusion(%p, %i), kind=kLoop, calls=%take",
+        "  ROOT %c = f32[8,1]{1,0} transpose(%t), dimensions={1,0}",
+        "}",
+    )
+    stack, number = "%a = f32[100,8]{1,0} parameter(0)", "%n = s32[] parameter(1)"
+    for body, result in ("take", "f32[1,8]"), ("outer", "f32[8,1]"):
+        fusion = f"ROOT %f = {result}{{1,0}} fusion(%a, %n), kind=kLoop, calls=%{body}"
+        module = entry(stack, number, fusion, before="\n".join(inner))
+        assert accounts.account(module, {"data": 1}).bytes == 32 + 32 + 4
+
+
+@pytest.mark.parametrize(
+    ("moved", "bytes_moved"),
+    [
+        ("((f32[1000,8]{1,0}), f32[10,8]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a)", 320),
+        ("(f32[1000,8]{1,0:S(1)}, f32[1000,8]{1,0}, u32[]{:S(2)}) copy-start(%a)", 32000),
+    ],
+)
+def test_what_begins_now_and_ends_later_counts_once(moved: str, bytes_moved: int) -> None:
+    """A TPU brings operands into its own memory while it computes: a part of them, or all."""
+    kind = "slice-done" if "slice" in moved else "copy-done"
+    module = entry(
+        "%a = f32[1000,8]{1,0} parameter(0)",
+        f"%b = {moved}, slice={{[0:10], [0:8]}}",
+        f"ROOT %c = f32[10,8]{{1,0:S(1)}} {kind}(%b)",
+    )
+    assert accounts.account(module, {"data": 1}).bytes == bytes_moved
+
+
 @pytest.mark.parametrize(
     ("operation", "axes", "received"),
     [

@@ -1,4 +1,4 @@
-"""Published peaks of TPU chips: what a program cannot be faster than."""
+"""Published peaks of TPU chips and GPUs: what a program cannot be faster than."""
 
 from typing import NamedTuple
 
@@ -11,8 +11,8 @@ class Chip(NamedTuple):
     """
 
     flops: float  # bfloat16 operations a second
-    memory: int  # bytes of HBM
-    memory_rate: float  # bytes a second between HBM and chip
+    memory: int  # bytes
+    memory_rate: float  # bytes a second between memory and chip
     network_rate: float  # bytes a second that all of its links together bring in
 
 
@@ -26,3 +26,13 @@ CHIPS = {
     "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9),
     "v6e": Chip(918e12, 32 * 2**30, 1638e9, 400e9),
 }
+# NVIDIA's data sheets of the A100 80GB, H100 and H200 (SXM), and an eighth of a DGX B200's eight.
+# Rates of products are those without sparsity, half of what the newer sheets print first. NVLink is
+# given there both ways together (600, 900, 900 and 1800 GB/s).
+GPUS = {
+    "a100": Chip(312e12, 80 * 10**9, 2039e9, 300e9),
+    "h100": Chip(989e12, 80 * 10**9, 3350e9, 450e9),
+    "h200": Chip(989e12, 141 * 10**9, 4800e9, 450e9),
+    "b200": Chip(2250e12, 180 * 10**9, 8000e9, 900e9),
+}
+MOST_GPUS = 8  # that NVLink joins in one machine
