@@ -7,10 +7,14 @@ import jax.numpy as jnp
 import pytest
 
 from infalign_jax import sampling
+from infalign_jax.commands import plan_bounds
+from infalign_jax.commands.plan_phases import Phase
 from infalign_jax.drawing import SamplingConfig
 from infalign_jax.lm import arithmetic
+from infalign_jax.lm.arithmetic import Shape
 from infalign_jax.runtime import accounts, hlo
 from infalign_jax.runtime.accounts import Account
+from infalign_jax.runtime.chips import Chip
 from infalign_jax.runtime.collectives import Collective
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 1}
@@ -164,3 +168,27 @@ def test_kernels_are_listed_and_counted_by_formula() -> None:
     assert kernel[:3] == ("fwd", (2, 4, 256, 64), (2, 2, 384, 64))
     pairs = 256 * 128 + 2 * sum(range(1, 129))  # the prompt's keys, and two causal responses
     assert arithmetic.splash(*kernel[:3], length=128) == 2 * 2 * 2 * 4 * pairs * 64
+
+
+def test_what_comes_from_other_slices_is_counted_apart() -> None:
+    """It passes through the hosts, on channels that are numbered apart from the chips' own."""
+    host = (
+        'is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="'
+        'xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.1_0"}'
+    )
+    module = entry(
+        "%a = f32[4,2]{1,0} parameter(0)",
+        "%t = token[] after-all()",
+        "%g = f32[16,2]{1,0} all-gather(%a), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}",
+        f"%s = (f32[4,2]{{1,0}}, u32[], token[]) send(%a, %t), channel_id=2, {host}",
+        f"%r = (f32[4,2]{{1,0}}, u32[], token[]) recv(%t), channel_id=1, {host}",
+    )
+    found = accounts.account(module, {"replica": 2, "data": 1, "fsdp": 4, "tensor": 1})
+    assert set(found.collectives) == {
+        Collective("all-gather", ("fsdp",), 1.0, 3 * 32.0),
+        Collective("all-reduce", ("replica",), 1.0, 32.0),
+    }
+    phase = Phase(lambda: None, Shape(1, 2, 3, 4), lambda shape, shards: arithmetic.Cost(0.0, 0.0))
+    least = plan_bounds.needs(found, phase, Chip(1.0, 1, 1.0, 48.0, 16.0))
+    assert (least["network"], least["slices"]) == (2.0, 2.0)
+    assert "slices" not in plan_bounds.needs(found, phase, Chip(1.0, 1, 1.0, 48.0))

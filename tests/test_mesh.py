@@ -71,7 +71,7 @@ def test_several_processes_do_what_one_does(
     with np.load(out, allow_pickle=False) as found:
         assert len(found.files) > 50
         for name in found.files:
-            if name.startswith("tokens/"):
+            if name.startswith(("tokens/", "batches/")):
                 np.testing.assert_array_equal(found[name], figures[name])
             else:
                 size = np.linalg.norm(figures[name])
@@ -100,6 +100,13 @@ def test_gradients_are_those_of_one_device(figures: Figures, stage: str, mesh: s
 def test_sampled_tokens_are_those_of_one_device(figures: Figures, mesh: str) -> None:
     np.testing.assert_array_equal(figures[f"tokens/{mesh}"], figures["tokens/one"])
     assert len(np.unique(figures["tokens/one"].reshape(-1, 6), axis=0)) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+def test_batches_are_those_of_one_device(figures: Figures, mesh: str) -> None:
+    assert figures[f"batches/{mesh}"].shape == (3, 8, 2)
+    np.testing.assert_array_equal(figures[f"batches/{mesh}"], figures["batches/one"])
 
 
 @pytest.mark.slow

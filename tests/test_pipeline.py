@@ -126,9 +126,9 @@ def test_the_judge_shares_no_prompt_and_no_weight(
         met[stage] = rows[-1], jax.device_get(fitted[0])
         return fitted
 
-    def spy_rows(split: Any, size: int, seed: int) -> Any:
+    def spy_rows(split: Any, size: int, seed: int, own: Any) -> Any:
         rows.append({row.tobytes() for row in np.asarray(split.prompts.tokens)})
-        return minibatches(split, size, seed)
+        return minibatches(split, size, seed, own)
 
     rows: list[set[bytes]] = []
     fit, minibatches = language.fit, language.minibatches

@@ -20,6 +20,7 @@ from infalign_jax.experiment import Experiment
 from infalign_jax.lm import arithmetic
 from infalign_jax.runtime.accounts import Account
 from infalign_jax.runtime.chips import Chip
+from infalign_jax.runtime.mesh import BETWEEN
 
 
 class Work(NamedTuple):
@@ -48,17 +49,23 @@ def flops(account: Account, phase: Phase) -> float:
 def needs(account: Account, phase: Phase, chip: Chip) -> dict[str, float]:
     """Seconds that a call takes at each peak alone; it takes no less than the largest.
 
+    Of several slices with what comes from the others; where that rate is not known, it is not told.
+
     >>> from infalign_jax.lm.arithmetic import Cost, Shape
     >>> chip, phase = Chip(4.0, 1, 2.0, 1.0), Phase(lambda: None, Shape(1, 2, 3, 4), Cost)
     >>> needs(Account(8.0, 6.0, (), (), ()), phase, chip)
     {'compute': 2.0, 'memory': 3.0, 'network': 0.0}
     """
-    received = sum(each.bytes for each in account.collectives)
-    return {
+    between = sum(each.bytes for each in account.collectives if BETWEEN in each.axes)
+    received = sum(each.bytes for each in account.collectives) - between
+    least = {
         "compute": flops(account, phase) / chip.flops,
         "memory": account.bytes / chip.memory_rate,
         "network": received / chip.network_rate,
     }
+    if between and chip.between_rate:
+        least["slices"] = between / chip.between_rate
+    return least
 
 
 def step(experiment: Experiment) -> dict[str, float]:

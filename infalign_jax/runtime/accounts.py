@@ -78,6 +78,8 @@ def account(
             if found := collectives.received(each, computation, mesh, count):
                 channel = CHANNEL.search(each.attributes)
                 key = channel[1] if channel else f"{name} {each.name}"
+                if each.opcode == "recv":  # whose channels are numbered apart
+                    key = f"recv {key}"
                 if key not in network or found.bytes > network[key].bytes:
                     network[key] = found
             if called := kernel(each, computation):

@@ -23,6 +23,7 @@ Operands = ParamSpec("Operands")
 Result = TypeVar("Result")
 
 AXES = ("replica", "data", "fsdp", "tensor")
+BETWEEN = "replica"  # the axis along which slices are joined
 BATCH = ("replica", "data", "fsdp")  # which divide batches
 RULES = (  # logical axis of a parameter -> axis of the mesh
     ("vocab", "tensor"),
@@ -266,10 +267,31 @@ def _put(tree: Any, sharding: NamedSharding) -> Any:
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
-    def own(leaf: Any) -> jax.Array:
-        whole = np.asarray(leaf)
-        places = sharding.addressable_devices_indices_map(whole.shape)
-        parts = [jax.device_put(whole[at], device) for device, at in places.items()]
-        return jax.make_array_from_single_device_arrays(whole.shape, sharding, parts)
+    def laid(leaf: Any) -> jax.Array:
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_process_local_data(sharding, leaf, leaf.shape)
 
-    return jax.tree.map(own, tree)
+    return jax.tree.map(laid, tree)
+
+
+def own_rows(mesh: Mesh, size: int) -> np.ndarray:
+    """Which rows of a batch of `size` lie on this host's devices, ascending.
+
+    >>> own_rows(make(MeshConfig(), jax.devices()[:1]), 3).tolist()
+    [0, 1, 2]
+    """
+    places = batch_sharding(mesh).addressable_devices_indices_map((size,))
+    return np.unique(np.concatenate([np.arange(size)[place] for place in places.values()]))
+
+
+def put_own(tree: Any, mesh: Mesh) -> Any:
+    """A batch of which each host has its `own_rows` alone, as `put_batch` lays it.
+
+    >>> import numpy as np
+    >>> put_own(np.zeros((4, 2)), make(MeshConfig(), jax.devices()[:1])).shape
+    (4, 2)
+    """
+    sharding = batch_sharding(mesh)
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), tree)

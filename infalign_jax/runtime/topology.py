@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from infalign_jax.runtime import slices
 from infalign_jax.runtime.chips import CHIPS, GPUS, MOST_GPUS, Chip
 
 EXTRA = 'pip install "infalign-jax[tpu-plan]"'
@@ -47,6 +48,8 @@ class Topology(NamedTuple):
 def described(name: str) -> Topology:
     """The devices of `v5e:4x4`, `v4:2x2x1` and their like, or of `cpu:8`, which must be there.
 
+    `v5e-16` names them too, and `2xv5e-256` or `2xv5e:16x16` several slices (see `slices`).
+
     Of GPUs, `h100:8`, it tells how many they are and what they can do: there is no compiler for
     those that are not there.
 
@@ -58,7 +61,8 @@ def described(name: str) -> Topology:
     ValueError: --topology: expected v4, v5e, v5p, v6e, a100, h100, h200, b200 or cpu with its \
 sizes, got v5f:4x4; write for example v5e:4x4
     """
-    kind, _, sizes = name.partition(":")
+    several, shape = _slices(name)
+    kind, _, sizes = shape.partition(":")
     example = EXAMPLES.get(kind, f"{kind}:8" if kind in KINDS else "v5e:4x4")
     as_many = sizes.count("x") == example.count("x")
     if kind not in KINDS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes) or not as_many:
@@ -76,7 +80,15 @@ sizes, got v5f:4x4; write for example v5e:4x4
                 f"for {kind}:{MOST_GPUS}, of which several machines hold copies"
             )
         return Topology(name, (), GPUS[kind], numbers[0])
-    return Topology(name, _chips(kind, name, numbers), CHIPS[kind])
+    return Topology(name, _chips(kind, shape, numbers, several), CHIPS[kind])
+
+
+def _slices(name: str) -> tuple[int, str]:
+    """How many slices, and each one's kind and sizes."""
+    if found := slices.named(name):
+        return found.slices, f"{found.kind}:{found.shape}"
+    several, times, shape = name.partition("x")
+    return (int(several), shape) if several.isdecimal() and times and int(several) else (1, name)
 
 
 def _cpus(count: int) -> tuple[Any, ...]:
@@ -89,7 +101,7 @@ def _cpus(count: int) -> tuple[Any, ...]:
     return tuple(devices[:count])
 
 
-def _chips(kind: str, name: str, sizes: tuple[int, ...]) -> tuple[Any, ...]:
+def _chips(kind: str, name: str, sizes: tuple[int, ...], several: int) -> tuple[Any, ...]:
     if util.find_spec("libtpu") is None:
         raise ValueError(f"--topology: expected libtpu for {name}, got none installed; {EXTRA}")
     for variable, value in ALONE.items():
@@ -97,7 +109,7 @@ def _chips(kind: str, name: str, sizes: tuple[int, ...]) -> tuple[Any, ...]:
     from jax.experimental import topologies
 
     host = tuple(min(size, most) for size, most in zip((*sizes, 1), (2, 2, 1), strict=False))
-    options: dict[str, Any] = {"chips_per_host_bounds": host}
+    options: dict[str, Any] = {"chips_per_host_bounds": host, "num_slices": several}
     if kind == "v4":
         options["chip_config_name"] = "megacore"  # as TPU machines have it: a chip is one device
     try:

@@ -157,13 +157,17 @@ def _supervised(
         rows = text.rows[split]
         state = training.initial_state(run.mesh, boxed, start(), transform)
         update = training.make_update(loss, transform, run.mesh, boxed)
-        batches = minibatches(rows, config.batch_size, run.experiment.seed * 10 + offset)
+        own = meshes.own_rows(run.mesh, config.batch_size)
+        batches = minibatches(rows, config.batch_size, run.experiment.seed * 10 + offset, own)
         tokens = (
             config.batch_size
             * (1 if stage.endswith("sft") else 2)
             * rows.responses.tokens.shape[-1]
         )
-        return fit(run, stage, digest, state, update, batches, config.steps, tokens)
+        return fit(
+            run, stage, digest, state, update, batches, config.steps, tokens,
+            lambda _, rows, step: meshes.put_own(rows, run.mesh),
+        )  # fmt: skip
 
     params, info = stored(run, stage, digest, abstract(boxed, layout), make)
     return Model(params, digest, info)
