@@ -160,6 +160,16 @@ def test_a_gpu_that_is_too_small_is_told_the_smallest_change() -> None:
     assert plan_fit.smallest(toy, nothing, one, UPDATE, row) is None
 
 
+def test_what_a_run_keeps_beside_it_must_fit_too() -> None:
+    one = MeshConfig(1, replica=1)
+    row = plan_rows.planned(QUICK, gpus(1), one, [UPDATE]).rows[UPDATE]
+    both = row["memory_bytes"] + row["held_bytes"]
+    for memory in (both, both - 1):
+        chips = gpus(1, GPUS["h100"]._replace(memory=memory))
+        found = plan_rows.planned(QUICK, chips, one, [UPDATE]).rows[UPDATE]
+        assert found["fits"] == (memory == both)
+
+
 def test_two_changes_are_tried_where_one_does_not_do() -> None:
     """Less than any one of them leaves: more is computed again, of a smaller batch."""
     one, toy = MeshConfig(1, replica=1), toy_run.experiment
