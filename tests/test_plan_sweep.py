@@ -15,6 +15,7 @@ from infalign_jax import cli
 from infalign_jax.commands import (
     plan,
     plan_arithmetic,
+    plan_bounds,
     plan_compile,
     plan_estimate,
     plan_fit,
@@ -102,7 +103,22 @@ def test_what_arithmetic_rules_out_is_not_compiled(four: tuple[Topology, list[An
         tuple(row["mesh"].items()) for row in rows if not row["reckoned"]
     }
     assert all(row["memory_bytes"] > enough and not row["fits"] for row in rows if row["reckoned"])
+    one, phases = (
+        MeshConfig(4, replica=1),
+        plan_rows.phases_of(QUICK, gpus(4), MeshConfig(4, 1, 1, 1)),
+    )
+    least = {name: int(plan_estimate.least(QUICK, one, name)) for name in plan_bounds.step(QUICK)}
+    assert next(row for row in rows if row["set"] == "data=4")["memory_bytes"] == max(
+        needed + plan_rows.held(phases[name], one) for name, needed in least.items()
+    )
     assert "not compiled" in plan_sweep.text(result)
+
+
+def test_a_step_is_bound_by_what_takes_most_of_it() -> None:
+    """Three phases by memory, the fourth longer than all of them by arithmetic."""
+    short = {"compute": 1.0, "memory": 2.0}
+    assert plan_sweep._binding([short] * 3) == (6.0, "memory")
+    assert plan_sweep._binding([short] * 3 + [{"compute": 7.0, "memory": 1.0}]) == (13.0, "compute")
 
 
 def test_a_sweep_ends_with_1_where_none_fits(
