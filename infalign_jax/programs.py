@@ -18,7 +18,7 @@ from infalign_jax.drawing import SamplingConfig
 from infalign_jax.lm import arithmetic, transformer
 from infalign_jax.lm.arithmetic import Shape
 from infalign_jax.lm.transformer import Params, TransformerConfig
-from infalign_jax.runtime import measure
+from infalign_jax.runtime import measure, shards
 from infalign_jax.runtime import mesh as meshes
 
 Sample = Callable[[Params, Prompts, Array], Rollouts]
@@ -97,7 +97,7 @@ def make_sample(
             out_specs=batch.spec, check_vma=False,
         )  # fmt: skip
     layout = meshes.shardings(mesh, boxed_params(config))
-    sample = meshes.within(mesh, sample)
+    sample = shards.within(mesh, sample)
     return jax.jit(sample, in_shardings=(layout, batch, whole), out_shardings=batch)
 
 
@@ -138,5 +138,5 @@ def make_log_probs(mesh: Mesh, config: TransformerConfig) -> Score:
 
 def _batched(mesh: Mesh, function: Score, layout: Any) -> Score:
     batch = meshes.batch_sharding(mesh)
-    function = meshes.within(mesh, function)
+    function = shards.within(mesh, function)
     return jax.jit(function, in_shardings=(layout, batch, batch), out_shardings=batch)

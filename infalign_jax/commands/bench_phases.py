@@ -16,7 +16,7 @@ from infalign_jax.drawing import SamplingConfig
 from infalign_jax.lm import transformer
 from infalign_jax.lm.arithmetic import Shape
 from infalign_jax.lm.transformer import Params, TransformerConfig
-from infalign_jax.runtime import measure
+from infalign_jax.runtime import measure, shards
 from infalign_jax.runtime import mesh as meshes
 
 REFERENCE = 128  # stored rewards a prompt, which new ones are ranked among
@@ -54,7 +54,7 @@ def compiled(model: TransformerConfig, shape: Shape, mesh: Mesh) -> dict[str, Ph
     batch = meshes.batch_sharding(mesh)
     layout = meshes.shardings(mesh, programs.boxed_params(model))
     law = SamplingConfig(length=shape.response, end=model.vocab_size)  # which no draw reaches
-    prefill = meshes.within(mesh, partial(transformer.prefill, model))
+    prefill = shards.within(mesh, partial(transformer.prefill, model))
     prefill = jax.jit(prefill, in_shardings=(layout, batch))
     sample = programs.make_sample(mesh, model, law, shape.responses)
     found = {

@@ -23,6 +23,7 @@ from infalign_jax.lm import arithmetic, transformer
 from infalign_jax.lm.arithmetic import Cost, Shape
 from infalign_jax.lm.transformer import TransformerConfig
 from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime import shards
 from infalign_jax.stages import align, language
 from infalign_jax.stages.run import Run
 
@@ -138,7 +139,7 @@ def prefill(mesh: Mesh, model: TransformerConfig, shape: Shape) -> Phase:
     """
     boxed, batch = _boxed(model), meshes.batch_sharding(mesh)
     program = jax.jit(
-        meshes.within(mesh, partial(transformer.prefill, model)),
+        shards.within(mesh, partial(transformer.prefill, model)),
         in_shardings=(meshes.shardings(mesh, boxed), batch),
     )
     cost = stateless(partial(arithmetic.prefill, model))

@@ -14,7 +14,7 @@ from infalign_jax.batches import Array, Preferences, Responses
 from infalign_jax.data import minibatches
 from infalign_jax.experiment import FitConfig
 from infalign_jax.lm import transformer
-from infalign_jax.runtime import digests
+from infalign_jax.runtime import digests, shards
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.stages.reference import Reference, pick
 from infalign_jax.stages.run import Params, Run, abstract, fit, put, stored
@@ -127,7 +127,7 @@ def held_out_accuracy(run: Run, params: Params, text: Text) -> dict[str, float]:
     'held_out_accuracy'
     """
     score = jax.jit(
-        meshes.within(run.mesh, partial(reward.rewards, run.experiment.scorer)),
+        shards.within(run.mesh, partial(reward.rewards, run.experiment.scorer)),
         out_shardings=meshes.replicated(run.mesh),
     )
     right, longer = [], []
