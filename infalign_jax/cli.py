@@ -221,15 +221,22 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    """1 where a phase does not fit. Compiled programs are not kept: compilation is timed."""
+    """1 where nothing fits, or a phase does not. Compiled programs are not kept: that is timed."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # nothing runs; a TPU that is there stays free
-    from infalign_jax.commands import plan, plan_text, printing
+    from infalign_jax.commands import plan, plan_sweep, plan_text, printing
     from infalign_jax.runtime import topology
 
     printing.check_targets(options.json)
-    result = plan.run(_experiment(options), topology.described(options.topology))
+    if options.sweep and options.mesh is not None:
+        raise ValueError(f"expected --sweep or --mesh, got both; leave out --mesh {options.mesh}")
+    experiment, chips = _experiment(options), topology.described(options.topology)
+    if options.sweep:
+        result = plan_sweep.run(experiment, chips)
+        printing.deliver(result, plan_sweep.text(result), options.json)
+        return int(not any(row["fits"] for row in result["meshes"]))
+    result = plan.run(experiment, chips)
     printing.deliver(result, plan_text.text(result), options.json)
     return int(result["first_too_large"] is not None)
 

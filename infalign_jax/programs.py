@@ -25,6 +25,7 @@ Sample = Callable[[Params, Prompts, Array], Rollouts]
 Score = Callable[[Params, Prompts, Responses], Array]
 
 
+@lru_cache(maxsize=16)
 def boxed_params(config: TransformerConfig) -> Params:
     """The language model's parameters as shapes with logical axes.
 

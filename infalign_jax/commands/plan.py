@@ -2,7 +2,9 @@
 
 As JSON, with `--json`:
 
-- `experiment`, `topology`, `chips`, `mesh`, `versions`, `model`, `parameters`;
+- `experiment`, `topology`, `chips`, `mesh`, `versions`, `model`, `parameters`, `reward_parameters`;
+- `compiled`: false where there is no compiler (GPUs), so that all is arithmetic: an estimate of
+  memory, FLOPs and bytes the least there can be, collectives by formula; `compile_seconds` null;
 - `chip`: its published peaks, per chip (`flops` a second in bfloat16, `memory` in bytes,
   `memory_rate` and `network_rate` in bytes a second); null of a CPU, as is all that hangs on them;
 - `phases`, by name: `memory_bytes` (of the compiled program; where it does not compile, what the
@@ -17,7 +19,7 @@ As JSON, with `--json`:
 - `first_too_large`: null, or the first `phase` that does not fit, and `change`: the smallest with
   which it would, as `set` takes it, its `bytes`, and whether `compiled` or estimated.
 
-Responses count at their full length.
+Responses count at their full length. With `--sweep`: see `plan_sweep.py`.
 """
 
 from importlib import metadata, util
@@ -69,7 +71,7 @@ def about(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     """
     return {
         "experiment": experiment.name, "topology": topology.name, "chips": topology.chips,
-        "compiled": topology.compiles, "versions": _versions(),
+        "compiled": topology.compiles, "versions": _versions(topology),
         "model": configs.to_dict(experiment.model),
         "parameters": arithmetic.parameters(experiment.model),
         "reward_parameters": arithmetic.parameters(experiment.scorer),
@@ -88,6 +90,7 @@ def _whole(
     return {"step": found["step"], "experiment_at_least": found["experiment"]}
 
 
-def _versions() -> dict[str, str]:
-    names = ["jax"] + ["libtpu"] * (util.find_spec("libtpu") is not None)
+def _versions(topology: Topology) -> dict[str, str]:
+    tpu = topology.compiles and util.find_spec("libtpu") is not None
+    names = ["jax", "libtpu"] if tpu else ["jax"]
     return {name: metadata.version(name) for name in names}

@@ -1,5 +1,6 @@
 """The memory of a phase on a device by arithmetic, where it is not compiled or not compiled yet."""
 
+from dataclasses import replace
 from math import prod
 
 from infalign_jax import sampling
@@ -10,6 +11,7 @@ from infalign_jax.commands.plan_phases import (
     PREFILL,
     REWARD,
     SAMPLER,
+    SCORES,
     SFT,
     TRUNK,
     UPDATE,
@@ -43,8 +45,12 @@ def least(experiment: Experiment, sizes: MeshConfig, name: str) -> float:
     """
     model, shards = plan_phases.model_of(experiment, name), sizes.fsdp
     shape = own(plan_phases.shapes(experiment)[name], sizes)
+    if name in (REWARD, SCORES):
+        model = replace(model, logits_at_once=1)  # they have none
     if name in LEARNS:
         needed = arithmetic.update_memory(model, shape, shards)
+        if name == FORESIGHT:  # which reads π_ref besides
+            needed += int(4 * arithmetic.parameters(model) / shards)
     elif name in DRAWN:
         lanes = prod(sampling.side_by_side(experiment.sampling, shape.prompts, shape.responses))
         needed = arithmetic.sampling_memory(model, shape, shards, lanes)

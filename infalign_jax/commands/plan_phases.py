@@ -6,7 +6,7 @@ divided over `fsdp` and `tensor`.
 """
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from infalign_jax.experiment import Experiment
 from infalign_jax.lm import arithmetic, transformer
 from infalign_jax.lm.arithmetic import Cost, Shape
 from infalign_jax.lm.transformer import TransformerConfig
+from infalign_jax.programs import boxed_params
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime import shards
 from infalign_jax.stages import align, language
@@ -31,8 +32,6 @@ SFT, TRUNK, REWARD = "SFT step", "SFT step of a reward", "reward step"
 DRAWS, FORESIGHT, PREFILL = "reference sampler", "foresight step", "prefill"
 SAMPLER, LOG_PROBS, SCORES, UPDATE = "sampler", "log-probabilities", "rewards", "RL update"
 OF_SCORER = (TRUNK, REWARD, SCORES)
-
-_boxed = lru_cache(maxsize=4)(programs.boxed_params)
 
 
 class Phase(NamedTuple):
@@ -137,7 +136,7 @@ def prefill(mesh: Mesh, model: TransformerConfig, shape: Shape) -> Phase:
     >>> prefill(mesh, TransformerConfig(), Shape(2, 3, 4, 5)).flops
     1188864.0
     """
-    boxed, batch = _boxed(model), meshes.batch_sharding(mesh)
+    boxed, batch = boxed_params(model), meshes.batch_sharding(mesh)
     program = jax.jit(
         shards.within(mesh, partial(transformer.prefill, model)),
         in_shardings=(meshes.shardings(mesh, boxed), batch),
@@ -153,7 +152,7 @@ def sampler(mesh: Mesh, model: TransformerConfig, law: SamplingConfig, shape: Sh
     >>> sampler(mesh, TransformerConfig(), SamplingConfig(5), Shape(2, 3, 4, 5)).trips
     ((1, 5),)
     """
-    params = nn.unbox(_boxed(model))
+    params = nn.unbox(boxed_params(model))
     program: Any = programs.make_sample(mesh, model, law, shape.responses)
     parts = meshes.batch_parts(mesh) if mesh.shape["tensor"] == 1 else 1
     trips = sampling.longest(law, -(-shape.prompts // parts), shape.responses)
@@ -184,7 +183,7 @@ def forward(
     >>> forward(program, mesh, TransformerConfig(), shape, head=True).flops
     9217024.0
     """
-    boxed = _boxed(model)
+    boxed = boxed_params(model)
     params = nn.unbox(reward.with_head(model, boxed) if head else boxed)
     cost = stateless(partial(arithmetic.forward, model, logits=not head))
     return Phase(lambda: program.lower(params, *rows(shape)), shape, cost)
@@ -226,13 +225,17 @@ def _rl_update(mesh: Mesh, experiment: Experiment, shape: Shape) -> Phase:
     model = experiment.model
     goal = align.Target(lambda u: u, 0.1, 0.0, 0.5)  # whose numbers change nothing but numbers
     loss = align.loss_of(Run(experiment, Path(), mesh), goal)
-    boxed, adam = _boxed(model), experiment.align.optimiser
+    boxed, adam = boxed_params(model), experiment.align.optimiser
     cost = partial(arithmetic.update, model)
     return update(mesh, loss, boxed, adam, rl_batch(shape), shape, cost)
 
 
 def _sft(mesh: Mesh, experiment: Experiment, model: TransformerConfig, shape: Shape) -> Phase:
-    boxed, adam, cost = _boxed(model), experiment.sft.optimiser, partial(arithmetic.update, model)
+    boxed, adam, cost = (
+        boxed_params(model),
+        experiment.sft.optimiser,
+        partial(arithmetic.update, model),
+    )
     loss, pairs = partial(language.sft_loss, model), Preferences(*rows(shape._replace(responses=2)))
     return update(mesh, loss, boxed, adam, pairs, shape, cost)
 
@@ -240,13 +243,13 @@ def _sft(mesh: Mesh, experiment: Experiment, model: TransformerConfig, shape: Sh
 def _reward(mesh: Mesh, experiment: Experiment, shape: Shape) -> Phase:
     model, adam = experiment.scorer, experiment.reward.optimiser
     cost = partial(arithmetic.update, model, logits=False)
-    boxed = reward.with_head(model, _boxed(model))
+    boxed = reward.with_head(model, boxed_params(model))
     loss, pairs = partial(reward.loss, model), Preferences(*rows(shape))
     return update(mesh, loss, boxed, adam, pairs, shape, cost)
 
 
 def _foresight(mesh: Mesh, experiment: Experiment, shape: Shape) -> Phase:
-    model, options, trunk = experiment.model, experiment.foresight, _boxed(experiment.model)
+    model, options, trunk = experiment.model, experiment.foresight, boxed_params(experiment.model)
     own: Any = jax.ShapeDtypeStruct((shape.prompts, shape.responses), jnp.float32)
     running: Any = jax.ShapeDtypeStruct((*own.shape, shape.response), jnp.float32)
     batch = nn.unbox(trunk), foresight.Batch(*rows(shape), own, running)

@@ -34,13 +34,25 @@ def planned(
     ('memory', None)
     """
     phases = phases_of(experiment, topology, sizes)
+    named = {name: phases[name] for name in names or phases}
+    return Planned(phases, rows_of(experiment, topology, sizes, named))
+
+
+def rows_of(
+    experiment: Experiment, topology: Topology, sizes: MeshConfig, phases: dict[str, Phase]
+) -> dict[str, dict[str, Any]]:
+    """Of each phase what `--json` writes.
+
+    >>> rows_of(Experiment("quick"), Topology("h100:1", (), None, 1), MeshConfig(1, 1, 1, 1), {})
+    {}
+    """
     rows = {}
-    for name in names or phases:
+    for name, phase in phases.items():
         if topology.compiles:
             say(f"{name}  compiling for {topology.name}")
-        found = counted(experiment, topology, sizes, name, phases[name])
-        rows[name] = _row(phases[name], found, held(phases[name], sizes), topology)
-    return Planned(phases, rows)
+        found = counted(experiment, topology, sizes, name, phase)
+        rows[name] = _row(phase, found, held(phase, sizes), topology)
+    return rows
 
 
 def phases_of(experiment: Experiment, topology: Topology, sizes: MeshConfig) -> dict[str, Phase]:

@@ -15,6 +15,7 @@ def text(result: dict[str, Any]) -> str:
     ...     "flops": 2e12, "bytes": 3e9, "collectives": [], "uncounted_loops": 0,
     ...     "seconds_at_least": None, "bound": None, "compile_seconds": 2.0}
     >>> result = {"experiment": "quick", "topology": "cpu:4", "chips": 4, "chip": None,
+    ...     "compiled": True, "reward_parameters": 1000,
     ...     "mesh": {"data": 4, "fsdp": 1, "tensor": 1}, "versions": {"jax": "0.10"},
     ...     "model": {"compute": "float32"}, "parameters": 1000, "phases": {"RL update": row},
     ...     "step": None, "experiment_at_least": None, "first_too_large": None}
@@ -24,7 +25,8 @@ def text(result: dict[str, Any]) -> str:
     RL update  1.07 GB       537 MB       8.00 T  3.00 GB         –      –      2 s
     """
     rows = [_row(name, row) for name, row in result["phases"].items()]
-    parts = ["\n".join(_about(result)), table(HEADER, rows)]
+    sizes = ",".join(f"{axis}={size}" for axis, size in result["mesh"].items() if size > 1)
+    parts = ["\n".join(about(result, sizes or "data=1")), table(HEADER, rows)]
     if network := _network(result["phases"]):
         parts.append(table(["collective", "over", "phase", "calls", "received"], network))
     for totals in (_step, _experiment, _advice):
@@ -49,19 +51,36 @@ def scaled(value: float, unit: str) -> str:
     return f"{short:.{digits}f} {'pnµm kMGTP'[power + 4].strip()}{unit}"
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
+    """Seconds to three digits, whole ones from a thousand on.
+
+    >>> seconds(0.0123), seconds(12345.6)
+    ('12.3 ms', '12,346 s')
+    """
     return f"{value:,.0f} s" if value >= 1000 else scaled(value, "s")
 
 
-def _about(result: dict[str, Any]) -> list[str]:
+def about(result: dict[str, Any], mesh: str) -> list[str]:
+    """What was planned and how, in two lines.
+
+    >>> result = {"experiment": "quick", "topology": "h100:2", "chips": 2, "compiled": False,
+    ...     "chip": {"memory": 2e9}, "versions": {"jax": "0.10"}, "model": {"compute": "float32"},
+    ...     "parameters": 10, "reward_parameters": 5}
+    >>> about(result, "data=2")[0]
+    'quick on h100:2, by arithmetic, nothing compiled: 2 chips of 2.00 GB, data=2; 10 parameters, \
+reward 5, float32; jax 0.10'
+    """
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    sizes = ",".join(f"{axis}={size}" for axis, size in result["mesh"].items() if size > 1)
-    model = f"{result['parameters']:,} parameters, {result['model']['compute']}"
+    own = result["reward_parameters"]
+    reward = f", reward {own:,}" if own != result["parameters"] else ""
+    model = f"{result['parameters']:,} parameters{reward}, {result['model']['compute']}"
+    how = "compiled and not run" if result["compiled"] else "by arithmetic, nothing compiled"
     chip = result["chip"]
     memory = f" of {scaled(chip['memory'], 'B')}" if chip else ""
     return [
-        f"{result['experiment']} on {result['topology']}, compiled and not run: "
-        f"{result['chips']} chips{memory}, {sizes or 'data=1'}; {model}; {versions}",
+        f"{result['experiment']} on {result['topology']}, {how}: {result['chips']} chips{memory}, "
+        f"{mesh}; {model}; {versions}",
+        f"{'' if result['compiled'] else 'Memory is estimated, all else the least there can be. '}"
         "Memory, bytes moved and received are a chip's; responses count at their full length.",
     ]
 
@@ -74,9 +93,9 @@ def _row(name: str, row: dict[str, Any]) -> list[str]:
         scaled(row["held_bytes"], "B"),
         scaled(row["model_flops"], ""),
         scaled(row["bytes"], "B") if "bytes" in row else UNKNOWN,
-        _seconds(max(least.values())) if least else UNKNOWN,
+        seconds(max(least.values())) if least else UNKNOWN,
         row.get("bound") or UNKNOWN,
-        f"{row['compile_seconds']:.0f} s",
+        UNKNOWN if row["compile_seconds"] is None else f"{row['compile_seconds']:.0f} s",
     ]
 
 
@@ -96,7 +115,7 @@ def _step(result: dict[str, Any]) -> list[str]:
     if step is None:
         return []
     return [
-        f"An RL step takes at least {_seconds(step['seconds'])}: at most "
+        f"An RL step takes at least {seconds(step['seconds'])}: at most "
         f"{step['tokens_per_second_per_chip']:,.0f} response tokens/s a chip, model FLOPs at "
         f"{100 * step['model_flop_utilisation']:.1f} % of the peak."
     ]
@@ -107,7 +126,7 @@ def _experiment(result: dict[str, Any]) -> list[str]:
     if whole is None:
         return []
     stages = [
-        [stage["stage"], f"{stage['steps']:,}", _seconds(stage["seconds"])]
+        [stage["stage"], f"{stage['steps']:,}", seconds(stage["seconds"])]
         for stage in whole["stages"]
     ]
     total = f"In all at least {whole['chip_hours']:.3g} chip-hours, without compilation and data."

@@ -64,10 +64,13 @@ What an experiment would need of TPUs that need not be there: every phase is com
 shapes alone and none is run. Memory a chip, FLOPs, bytes moved, collectives and the axes they run
 over; the least time that the chip's published peaks allow, and the chip-hours that comes to. Exit
 code 1, with the smallest change that would help, where a phase does not fit. Needs libtpu
-(pip install "infalign-jax[tpu-plan]"), except for cpu:N.
+(pip install "infalign-jax[tpu-plan]"), except for cpu:N and for GPUs, which are planned by
+arithmetic alone. --sweep compiles one RL step on every mesh of the topology and ranks them; exit
+code 1 where it fits on none.
 
-example:
+examples:
   infalign plan experiments/quickstart.py --topology v5e:2x2 --mesh data=2,fsdp=2
+  infalign plan experiments/quickstart.py --topology h100:8 --sweep
 """,
     ),
 }
@@ -146,8 +149,10 @@ def add_experiment(command: argparse.ArgumentParser, needed: bool = True) -> Non
 
 def _add_plan(command: argparse.ArgumentParser) -> None:
     add_experiment(command)
-    kinds = "v4:2x2x1, v5e:4x4, v5p:2x2x1, v6e:4x4, … or cpu:N"
+    kinds = "v4:2x2x1, v5e:4x4, v5p:2x2x1, v6e:4x4, h100:8, … or cpu:N"
     command.add_argument("--topology", required=True, metavar="KIND:SIZES", help=kinds)
+    ranked = "one RL step on all meshes there are, ranked, in place of --mesh"
+    command.add_argument("--sweep", action="store_true", help=ranked)
 
 
 def _add_file(command: argparse.ArgumentParser, name: str, shown: str, text: str) -> None:

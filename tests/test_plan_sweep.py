@@ -1,0 +1,228 @@
+"""Meshes are ranked, those that hold too much are not compiled; GPUs are planned by arithmetic."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+import toy_run
+
+from infalign_jax import cli
+from infalign_jax.commands import (
+    plan,
+    plan_arithmetic,
+    plan_compile,
+    plan_estimate,
+    plan_fit,
+    plan_phases,
+    plan_rows,
+    plan_sweep,
+)
+from infalign_jax.commands.plan_compile import Compiled
+from infalign_jax.commands.plan_phases import LOG_PROBS, PREFILL, SAMPLER, UPDATE, Phase
+from infalign_jax.experiment import Experiment
+from infalign_jax.lm import arithmetic
+from infalign_jax.runtime import topology as topologies
+from infalign_jax.runtime.accounts import Account
+from infalign_jax.runtime.chips import GPUS, Chip
+from infalign_jax.runtime.mesh import MeshConfig
+from infalign_jax.runtime.topology import Topology
+
+TOY, QUICK = str(Path(toy_run.__file__)), Experiment("quick")
+PEAKS = Chip(flops=1e12, memory=2**40, memory_rate=1e11, network_rate=1e10)
+
+
+def gpus(count: int, chip: Chip = GPUS["h100"]) -> Topology:
+    return Topology(f"h100:{count}", (), chip, count)
+
+
+@pytest.fixture
+def four(monkeypatch: pytest.MonkeyPatch) -> tuple[Topology, list[Any]]:
+    """Four chips that are one CPU, and the sizes that were compiled for: `tensor` is fastest."""
+    asked: list[Any] = []
+
+    def compiled(phase: Phase, sizes: Any) -> Compiled:
+        asked.append(dict(sizes))
+        speed = 4.0 if sizes["tensor"] > 1 else sizes["data"]
+        needed = int((3e9 if sizes["fsdp"] == 4 else 1e9) * (1 + (phase.trips == ())))
+        return Compiled(needed, 1.0, Account(1e12 / speed, 1.0, (), (), ()))
+
+    monkeypatch.setattr(plan_compile, "compiled", compiled)
+    monkeypatch.setattr(plan_rows.meshes, "make", lambda sizes, devices: _nowhere(sizes))
+    return Topology("v5e:2x2", tuple(jax.devices()[:1]) * 4, PEAKS), asked
+
+
+def _nowhere(sizes: MeshConfig) -> Any:
+    kinds = (plan_rows.AxisType.Auto,) * len(plan_rows.AXES)
+    numbers = tuple(getattr(sizes, axis) for axis in plan_rows.AXES)
+    return plan_rows.AbstractMesh(numbers, plan_rows.AXES, axis_types=kinds)
+
+
+def test_meshes_are_ranked_and_what_does_not_fit_comes_last(
+    four: tuple[Topology, list[Any]],
+) -> None:
+    topology, asked = four
+    tight = topology._replace(chip=PEAKS._replace(memory=int(5.5e9)))
+    result = plan_sweep.run(QUICK, tight)
+    rows = result["meshes"]
+    told = [(row["set"], row["fits"]) for row in rows]
+    assert told[0][0].partition("tensor=")[2]
+    assert told[-1] == ("fsdp=4", False)
+    assert all(fits for _, fits in told[:-1])
+    seconds = [row["seconds"] for row in rows if row["fits"]]
+    assert seconds == sorted(seconds)
+    assert len(asked) == 4 * len(rows)  # the phases of a step
+    best = rows[0]
+    assert best["bound"] == "compute"
+    assert best["largest"] != SAMPLER
+    assert best["seconds"] == pytest.approx(4 * 1e12 / 4 / PEAKS.flops)
+    assert best["memory_bytes"] == max(
+        row["memory_bytes"] + row["held_bytes"] for row in best["phases"].values()
+    )
+    text = plan_sweep.text(result)
+    assert text.splitlines()[-1].startswith("fsdp=4")
+    assert "does not fit" in text.splitlines()[-1]
+
+
+def test_what_arithmetic_rules_out_is_not_compiled(four: tuple[Topology, list[Any]]) -> None:
+    """With the memory that the update needs at least on one mesh, what needs more is left out."""
+    topology, asked = four
+    parameters = arithmetic.parameters(QUICK.model)
+    enough = int(4 * parameters * 10 / 4) + 3 * 10**6
+    result = plan_sweep.run(QUICK, topology._replace(chip=PEAKS._replace(memory=enough)))
+    rows = result["meshes"]
+    reckoned = {row["set"] for row in rows if row["reckoned"]}
+    assert "data=4" in reckoned
+    assert {tuple(sizes.items()) for sizes in asked} == {
+        tuple(row["mesh"].items()) for row in rows if not row["reckoned"]
+    }
+    assert all(row["memory_bytes"] > enough and not row["fits"] for row in rows if row["reckoned"])
+    assert "not compiled" in plan_sweep.text(result)
+
+
+def test_a_sweep_ends_with_1_where_none_fits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "sweep.json"
+    asked = ["plan", TOY, "--sweep", "--topology", "h100:4", "--json", str(path)]
+    assert cli.main(asked) == 0
+    found = json.loads(path.read_text())
+    assert all(row["fits"] for row in found["meshes"])
+    assert not found["compiled"]
+    assert "None fits" not in capsys.readouterr().out
+    monkeypatch.setattr(
+        topologies, "described", lambda name: gpus(4, GPUS["h100"]._replace(memory=1000))
+    )
+    assert cli.main(asked) == 1
+    assert "None fits" in capsys.readouterr().out
+    found = json.loads(path.read_text())["meshes"]
+    assert all(row["reckoned"] and row["seconds"] is None for row in found)
+
+
+def test_gpus_are_planned_by_arithmetic_and_it_says_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "plan.json"
+    sizes = ["--topology", "h100:2", "--mesh", "data=2", "--set", "align.batch_size=4"]
+    assert cli.main(["plan", TOY, *sizes, "--json", str(path)]) == 0
+    assert "by arithmetic, nothing compiled" in capsys.readouterr().out
+    found = json.loads(path.read_text())
+    assert (found["compiled"], found["chips"]) == (False, 2)
+    assert set(found["versions"]) == {"jax"}
+    for name, row in found["phases"].items():
+        assert row["flops"] == pytest.approx(row["model_flops"] / 2), name
+        assert row["compile_seconds"] is None
+    update = found["phases"][UPDATE]
+    parameters = arithmetic.parameters(toy_run.experiment.model)
+    assert update["collectives"] == [
+        {"kind": "all-reduce", "axes": ["data"], "calls": 1.0, "bytes": 4.0 * parameters}
+    ]
+    assert update["held_bytes"] == 5 * 4 * parameters
+
+
+def test_a_gpu_that_is_too_small_is_told_the_smallest_change() -> None:
+    """Half of the batch, where nothing is left to save otherwise; estimated, not compiled."""
+    one, toy = MeshConfig(1, replica=1), toy_run.experiment
+    toy = replace(toy, model=replace(toy.model, rematerialise="everything", logits_at_once=320))
+    row = plan_rows.planned(toy, gpus(1), one, [UPDATE]).rows[UPDATE]
+    tight = gpus(1, GPUS["h100"]._replace(memory=row["memory_bytes"] + row["held_bytes"] - 1))
+    found = plan_fit.smallest(toy, tight, one, UPDATE, row)
+    assert found is not None
+    half = replace(toy, align=replace(toy.align, batch_size=2))
+    needed = plan_estimate.estimate(half, one, UPDATE) + row["held_bytes"]
+    assert found == {"set": "align.batch_size=2", "bytes": int(needed), "compiled": False}
+    nothing = gpus(1, GPUS["h100"]._replace(memory=1000))
+    assert plan_fit.smallest(toy, nothing, one, UPDATE, row) is None
+
+
+def test_two_changes_are_tried_where_one_does_not_do() -> None:
+    """Less than any one of them leaves: more is computed again, of a smaller batch."""
+    one, toy = MeshConfig(1, replica=1), toy_run.experiment
+    toy = replace(toy, model=replace(toy.model, logits_at_once=320))
+    row = plan_rows.planned(toy, gpus(1), one, [UPDATE]).rows[UPDATE]
+    now = plan_fit.Candidate("", toy, one)
+    changes = list(plan_fit.candidates(now, 1, UPDATE))
+    single = [each for each in changes if each.change.count("=") == 1]
+    least = min(plan_estimate.estimate(each.experiment, one, UPDATE) for each in single)
+    tight = GPUS["h100"]._replace(memory=int(least) + row["held_bytes"] - 1)
+    found = plan_fit.smallest(toy, gpus(1, tight), one, UPDATE, row)
+    assert found is not None
+    assert found["set"].startswith("model.rematerialise=")
+    assert ",align.batch_size=" in found["set"]
+    assert len({each.change for each in changes}) == len(changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("h100:16", "at most 8 GPUs"), ("h100:2x4", "write for example h100:8"), ("h10:8", "a100")],
+)
+def test_gpus_that_there_are_not(name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", TOY, "--topology", name]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_sweep_has_no_mesh_and_no_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", TOY, "--topology", "h100:2", "--sweep", "--mesh", "data=2"]) == 2
+    assert "got both" in capsys.readouterr().err
+    assert cli.main(["plan", TOY, "--topology", "cpu:1", "--sweep"]) == 2
+    assert "expected TPUs or GPUs" in capsys.readouterr().err
+
+
+def test_what_crosses_the_network_by_arithmetic() -> None:
+    """Of 8 devices: parameters are gathered within fsdp, gradients summed over all others."""
+    model = toy_run.experiment.model
+    whole = 4.0 * arithmetic.parameters(model)
+    found = plan_arithmetic.network(model, MeshConfig(2, 2, 1, 2), rows=10, learns=True)
+    told = {(each.kind, each.axes): each.bytes for each in found}
+    assert told == {
+        ("all-gather", ("fsdp",)): 2 * whole / 2,
+        ("reduce-scatter", ("fsdp",)): whole / 2,
+        ("all-reduce", ("replica", "data")): 2 * whole / 2 * 3 / 4,
+    }
+    halves = plan_arithmetic.network(model, MeshConfig(1, 1, 2, 1), rows=10, learns=False)
+    (over,) = halves
+    assert over.bytes == 2 * model.layers * 10 * model.width * 4 * 1.0
+
+
+def test_a_device_moves_its_own_part() -> None:
+    """Of a batch divided in two, half of the keys and values, and all parameters."""
+    shape = plan_phases.shapes(QUICK)[PREFILL]
+    phase = plan_rows.phases_of(QUICK, gpus(2), MeshConfig(2, replica=1))[PREFILL]
+    own = arithmetic.prefill(QUICK.model, shape._replace(prompts=shape.prompts // 2))
+    found = plan_arithmetic.counted(QUICK, MeshConfig(2, replica=1), PREFILL, phase)
+    assert found.account is not None
+    assert found.account.bytes == own.bytes
+    tensor = plan_arithmetic.counted(QUICK, MeshConfig(1, 1, 2, 1), PREFILL, phase).account
+    assert tensor is not None
+    assert tensor.bytes == arithmetic.prefill(QUICK.model, shape).bytes / 2
+
+
+def test_foresight_and_scoring_are_phases_of_their_own() -> None:
+    """A step of foresight learns, and has π_ref's pass besides."""
+    found = plan.run(QUICK, gpus(1))["phases"]
+    shape = plan_phases.shapes(QUICK)["foresight step"]
+    once = arithmetic.forward(QUICK.model, shape).flops
+    assert found["foresight step"]["model_flops"] == 4 * once
+    assert found[LOG_PROBS]["model_flops"] == found[SAMPLER]["model_flops"]
