@@ -1,6 +1,7 @@
 """Stopped at any moment and run again, a run ends as if nothing had happened."""
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -116,7 +117,7 @@ def test_killed_while_aligning_it_ends_the_same(
     assert code == -signal.SIGKILL
     assert not (out / "results.json").exists()
     said = finish(out, *SETTINGS)
-    assert "align  goes on from step 4\n" in said
+    assert re.search("align  goes on from step [24]\n", said)  # that of 4 was being written
     check_same(out, whole)
 
 
