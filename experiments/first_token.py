@@ -24,7 +24,7 @@ def reference_samples(run: Run) -> evaluate.Samples:
     words = text.load(run)
     sft = language.sft(run, words)
     scorer = language.reward_model(run, words, sft, judge=False)
-    trunk = language.sft(run, words, judge=True)
+    trunk = language.sft(run, words, "judge_sft")
     judge = language.reward_model(run, words, trunk, judge=True)
     options = run.experiment.evaluate
     prompts = text.prompts_of(words, run.experiment, "test", options.prompts)

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from infalign_jax import __version__
 from infalign_jax.commands import questions
@@ -91,7 +91,6 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     run = _command(commands, "run", "run an experiment", RUN)
     questions.add_experiment(run)
-    run.add_argument("--mesh", metavar="SIZES", help="its axes, such as data=4,fsdp=8")
     run.add_argument("--out", type=Path, help="output directory (default: runs/EXPERIMENT)")
     run.add_argument("--stage", help="go no further than this stage")
     run.add_argument("--seed", help="the same as --set seed=SEED")
@@ -99,10 +98,7 @@ def _parser() -> _Parser:
     report = _command(commands, "report", "draw the report of a run again", REPORT)
     report.add_argument("directory", metavar="DIR", type=Path, help="the run's output directory")
     doctor = _command(commands, "doctor", "whether this machine is fit for a run", DOCTOR)
-    doctor.add_argument(
-        "experiment", metavar="EXPERIMENT", type=Path, nargs="?", help="its Python file"
-    )
-    _add_set(doctor)
+    questions.add_experiment(doctor, needed=False)
     doctor.add_argument("--out", type=Path, help="as of infalign run, to look at its disk")
     _add_hosts(doctor)
     for name, (brief, text) in questions.TEXTS.items():
@@ -116,16 +112,6 @@ def _add_hosts(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--process-id", type=int, help="this process, from 0 on")
     command.add_argument("--num-processes", type=int, help="how many there are")
-
-
-def _add_set(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="change a field, such as model.width=128; may be repeated",
-    )
 
 
 def _command(
@@ -161,21 +147,27 @@ def _read(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from infalign_jax import config
     from infalign_jax.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
-    seed = [] if options.seed is None else [f"seed={options.seed}"]
-    experiment = config.override(config.load(options.experiment), [*options.set, *seed])
-    if options.mesh is not None:
-        from infalign_jax.runtime import mesh_sizes
-
-        experiment = replace(experiment, mesh=mesh_sizes.parse(options.mesh))
+    experiment = _experiment(options, [] if options.seed is None else [f"seed={options.seed}"])
     _keep_compiled_programs()
     _join(options)
     from infalign_jax import pipeline
 
     pipeline.run(experiment, options.out or Path("runs", options.experiment.stem), options.stage)
+
+
+def _experiment(options: argparse.Namespace, changes: Sequence[str] = ()) -> Any:
+    """The experiment of a command with its changes, and with its mesh."""
+    from infalign_jax import config
+
+    experiment = config.override(config.load(options.experiment), [*options.set, *changes])
+    if options.mesh is None:
+        return experiment
+    from infalign_jax.runtime import mesh_sizes
+
+    return replace(experiment, mesh=mesh_sizes.parse(options.mesh))
 
 
 def _join(options: argparse.Namespace) -> None:
@@ -185,12 +177,10 @@ def _join(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from infalign_jax import config
-
-    if options.experiment is None and options.set:
-        raise ValueError("expected an EXPERIMENT for --set, got none; name its file")
     path = options.experiment
-    experiment = None if path is None else config.override(config.load(path), options.set)
+    if path is None and (options.set or options.mesh):
+        raise ValueError("expected an EXPERIMENT for --set and --mesh, got none; name its file")
+    experiment = None if path is None else _experiment(options)
     _join(options)
     from infalign_jax.commands import doctor
 
@@ -235,15 +225,11 @@ def _plan(options: argparse.Namespace) -> int:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # nothing runs; a TPU that is there stays free
-    from infalign_jax import config
     from infalign_jax.commands import plan, plan_text, printing
-    from infalign_jax.runtime import mesh_sizes, topology
+    from infalign_jax.runtime import topology
 
     printing.check_targets(options.json)
-    experiment = config.override(config.load(options.experiment), options.set)
-    if options.mesh is not None:
-        experiment = replace(experiment, mesh=mesh_sizes.parse(options.mesh))
-    result = plan.run(experiment, topology.described(options.topology))
+    result = plan.run(_experiment(options), topology.described(options.topology))
     printing.deliver(result, plan_text.text(result), options.json)
     return int(result["first_too_large"] is not None)
 

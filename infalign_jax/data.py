@@ -172,13 +172,16 @@ def _take(rows: Rows, index: Sequence[int]) -> Rows:
     return jax.tree.map(lambda leaf: leaf[index], rows)
 
 
-def minibatches(rows: Rows, batch_size: int, seed: int) -> "grain.DatasetIterator[Rows]":
+def minibatches(
+    rows: Rows, batch_size: int, seed: int, own: np.ndarray | None = None
+) -> "grain.DatasetIterator[Rows]":
     """Batches without end of a pytree of NumPy arrays that share their first axis.
 
     Every pass over the rows has an order of its own; a batch may span two passes. The batch of a
-    step depends on (seed, step) alone, and `get_state()`, a JSON dictionary, continues after the
-    last batch given when a new iterator's `set_state` gets it. Raises ValueError for arrays of
-    unequal length, a batch of more than all rows, or a seed outside [0, 2³²).
+    step depends on (seed, step) alone; a host gets its `own` rows of it, by number
+    (default: all). `get_state()`, a JSON dictionary, continues after the last batch given when
+    a new iterator's `set_state` gets it. Raises ValueError for arrays of unequal length, a batch of
+    more than all rows, or a seed outside [0, 2³²).
 
     >>> batches = minibatches({"x": np.arange(6)}, batch_size=3, seed=0)
     >>> sorted([*next(batches)["x"], *next(batches)["x"]]) == list(range(6))
@@ -197,6 +200,6 @@ def minibatches(rows: Rows, batch_size: int, seed: int) -> "grain.DatasetIterato
             "set batch_size"
         )
     order = grain.MapDataset.range(lengths[0]).shuffle(seed).repeat().batch(batch_size)
-    batches = order.map(lambda index: _take(rows, index))
+    batches = order.map(lambda index: _take(rows, index if own is None else index[own]))
     # No thread reads ahead: one gather a step is cheap, and no thread is left to be closed.
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))

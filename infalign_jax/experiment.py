@@ -193,6 +193,8 @@ top_k=0, top_p=1.0; calibration, rollouts and KL must speak of one law
     prompt_length: int = 12  # P, in tokens; longer prompts are dropped and counted
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     model: TransformerConfig = field(default_factory=TransformerConfig)
+    # Of the reward model and the judge; None: as the policy, and the reward starts from π_ref.
+    reward_model: TransformerConfig | None = None
     sft: FitConfig = field(default_factory=FitConfig)
     reward: FitConfig = field(default_factory=FitConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
@@ -221,11 +223,12 @@ top_k=0, top_p=1.0; calibration, rollouts and KL must speak of one law
             raise ValueError("policies: expected at least one, got none; name one")
         if len({policy.name for policy in self.policies}) != len(self.policies):
             raise ValueError("policies: expected distinct ones, got one twice; remove it")
-        if self.model.vocab_size != self.tokenizer.vocab_size:
-            raise ValueError(
-                f"model.vocab_size: expected the tokenizer's {self.tokenizer.vocab_size}, got "
-                f"{self.model.vocab_size}; set both alike"
-            )
+        for name, model in self.models.items():
+            if model.vocab_size != self.tokenizer.vocab_size:
+                raise ValueError(
+                    f"{name}.vocab_size: expected the tokenizer's {self.tokenizer.vocab_size}, got "
+                    f"{model.vocab_size}; set both alike"
+                )
         if law.end != EOS:
             raise ValueError(
                 f"sampling.end: expected {EOS}, which ends the responses of the data, got "
@@ -238,6 +241,18 @@ top_k=0, top_p=1.0; calibration, rollouts and KL must speak of one law
         self._check_counts()
         if isinstance(self.data, HHConfig):
             _check_splits(self.data)
+
+    @property
+    def scorer(self) -> TransformerConfig:
+        """What the reward model and the judge are made of."""
+        return self.reward_model or self.model
+
+    @property
+    def models(self) -> dict[str, TransformerConfig]:
+        """By the names of the fields."""
+        return {"model": self.model} | (
+            {} if self.reward_model is None else {"reward_model": self.reward_model}
+        )
 
     @property
     def batch_sizes(self) -> dict[str, int]:

@@ -20,8 +20,7 @@ from infalign_jax import config as configs
 from infalign_jax import programs, report
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm.arithmetic import Shape
-from infalign_jax.runtime import hosts
-from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime import agreement, hosts, mesh_sizes
 from infalign_jax.runtime.files import exclusive, write_bytes, write_text
 from infalign_jax.stages import align, evaluate, facts, language, reference, text
 from infalign_jax.stages.language import Model
@@ -60,11 +59,9 @@ evaluate, report, got calibrat; did you mean calibrate?
         close = difflib.get_close_matches(stage, STAGES, n=1)
         hint = f"did you mean {close[0]}?" if close else "name one of them"
         raise ValueError(f"expected a stage among {', '.join(STAGES)}, got {stage}; {hint}")
+    agreement.check([configs.to_dict(experiment), stage])
     until = STAGES.index(stage) if stage else len(STAGES) - 1
-    sizes = experiment.batch_sizes
-    mesh = meshes.make(experiment.mesh, meshes.available(experiment.mesh, sizes.values()))
-    for name, size in sizes.items():  # before any work
-        meshes.check_batch(name, size, mesh)
+    mesh = mesh_sizes.fitted(experiment.mesh, experiment.models, experiment.batch_sizes)
     _check_memory(experiment, mesh, until)
     if until >= STAGES.index("align"):
         for policy in experiment.policies:  # a KL out of reach is to be heard of now, not then
@@ -81,14 +78,16 @@ def _check_memory(experiment: Experiment, mesh: Mesh, until: int) -> None:
     fresh = law if e.align.solver == "policy_gradient" else None
     batches = {
         "sft.batch_size": (e.sft.batch_size, 1, None, True),
+        "reward.batch_size": (e.reward.batch_size, 2, None, True),
         "calibrate.chunk": (e.calibrate.chunk, e.calibrate.responses, law, False),
         "align.batch_size": (e.align.batch_size, e.align.responses, fresh, True),
     }
     for name, (prompts, responses, drawn, learns) in batches.items():
         if STAGES.index(name.split(".")[0]) <= until:
             shape = Shape(prompts, e.prompt_length, responses, law.length)
+            model = e.scorer if name.startswith("reward") else e.model
             programs.check_memory(
-                name, e.model, shape, mesh, law=drawn, learns=learns,
+                name, model, shape, mesh, law=drawn, learns=learns,
                 advice="lower it, the responses to each prompt, sampling.length or model.*",
             )  # fmt: skip
 
@@ -105,12 +104,7 @@ def _run(run: Run, until: int) -> dict[str, Any]:
     costs.note("sft", sft.info)
     if until < STAGES.index("reward"):
         return {}
-    scorer = language.reward_model(run, words, sft, judge=False)
-    costs.note("reward", scorer.info)
-    trunk = language.sft(run, words, judge=True)
-    costs.note("judge_sft", trunk.info)
-    judge = language.reward_model(run, words, trunk, judge=True)
-    costs.note("judge", judge.info)
+    scorer, judge = _scorers(run, words, sft, costs)
     if until < STAGES.index("calibrate"):
         return {}
     stored = reference.calibrate(run, prompts, sft, scorer)
@@ -132,6 +126,21 @@ def _run(run: Run, until: int) -> dict[str, Any]:
     if until == STAGES.index("report"):
         hosts.shared(lambda: say(f"report  {report.draw(run.out)}"))
     return results
+
+
+def _scorers(run: Run, words: text.Text, sft: Model, costs: _Costs) -> tuple[Model, Model]:
+    """The training reward and the judge."""
+    start = sft
+    if run.experiment.reward_model is not None:
+        start = language.sft(run, words, "reward_sft")
+        costs.note("reward_sft", start.info)
+    scorer = language.reward_model(run, words, start, judge=False)
+    costs.note("reward", scorer.info)
+    trunk = language.sft(run, words, "judge_sft")
+    costs.note("judge_sft", trunk.info)
+    judge = language.reward_model(run, words, trunk, judge=True)
+    costs.note("judge", judge.info)
+    return scorer, judge
 
 
 def _evaluated(

@@ -48,7 +48,7 @@ def check_memory(
     Traceback (most recent call last):
     ValueError: align: expected at most ... GiB on a device, got at least ...; lower it
     """
-    parts, shards = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["fsdp"]
+    parts, shards = meshes.batch_parts(mesh), mesh.shape["fsdp"]
     own = shape._replace(prompts=-(-shape.prompts // parts))
     needed = arithmetic.update_memory(config, own, shards) if learns else 0
     if law is not None:

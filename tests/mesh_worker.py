@@ -20,6 +20,7 @@ import toy
 
 from infalign_jax import foresight, learner, programs, reward, training
 from infalign_jax.batches import Preferences, Rollouts
+from infalign_jax.data import minibatches
 from infalign_jax.drawing import SamplingConfig
 from infalign_jax.lm import transformer, vocabulary
 from infalign_jax.runtime import hosts
@@ -29,7 +30,7 @@ from infalign_jax.stages.language import sft_loss
 
 MESHES = {
     "data": MeshConfig(data=8),
-    "fsdp": MeshConfig(data=2, fsdp=4),
+    "fsdp": MeshConfig(data=2, fsdp=2, replica=2),
     "data×tensor": MeshConfig(data=4, tensor=2),
 }
 COLLECTIVE = r" (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
@@ -120,6 +121,11 @@ def collectives_in_loops(text: str) -> int:
     return sum(len(re.findall(COLLECTIVE, body)) for body in bodies)
 
 
+def laid(rows: np.ndarray, mesh: Any) -> np.ndarray:
+    """A batch of which this process has only its own rows, whole again."""
+    return np.asarray(hosts.whole(meshes.put_own(rows, mesh)))
+
+
 def found() -> Iterator[tuple[str, Any]]:
     wanted = sys.argv[2:] or ["one", *MESHES]
     made = {name: meshes.make(MESHES[name]) for name in wanted if name in MESHES}
@@ -140,6 +146,9 @@ def found() -> Iterator[tuple[str, Any]]:
         yield f"tokens/{name}", drawn
         yield f"collectives/{name}", collectives
         yield f"chunks/{name}", chunks(mesh)
+        rows = np.arange(20, dtype=np.float32).reshape(10, 2)
+        batches = minibatches(rows, 8, 3, meshes.own_rows(mesh, 8))
+        yield f"batches/{name}", np.stack([laid(next(batches), mesh) for _ in range(3)])
 
 
 if __name__ == "__main__":

@@ -145,6 +145,20 @@ def test_a_stored_state_continues_after_the_last_batch():
         np.testing.assert_array_equal(next(resumed)["x"], next(batches)["x"])
 
 
+def test_hosts_read_their_own_rows_of_the_same_batches() -> None:
+    whole, first, second = (
+        minibatches(ROWS, 8, seed=3, own=own) for own in (None, np.arange(3), np.arange(3, 8))
+    )
+    for _ in range(4):
+        parts = [next(first), next(second)]
+        jax.tree.map(
+            lambda x, *own: np.testing.assert_array_equal(np.concatenate(own), x),
+            next(whole),
+            *parts,
+        )
+        assert len(jax.tree.leaves(parts[0])[0]) == 3
+
+
 def test_batches_of_preferences_keep_their_shapes():
     rows, _ = encode([Pair("a" * n, "a", "aa") for n in range(1, 6)], TOKENIZER, 8, 4)
     batch = next(minibatches(rows, 2, seed=0))

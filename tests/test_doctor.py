@@ -2,9 +2,9 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,8 +16,9 @@ from infalign_jax import cli
 from infalign_jax.commands import doctor as command
 from infalign_jax.experiment import EvaluateConfig, Experiment
 from infalign_jax.hh import HHConfig
-from infalign_jax.runtime import doctor
+from infalign_jax.runtime import agreement, doctor
 from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime.agreement import Gather
 from infalign_jax.runtime.doctor import Finding
 
 HI = "\n\nHuman: Hi\n\nAssistant:"
@@ -140,10 +141,7 @@ def test_a_mesh_that_devices_do_not_make_is_a_line(tmp_path: Path) -> None:
     wide = Experiment("wide", mesh=meshes.MeshConfig(data=3, fsdp=7))
     found = {finding.name: finding for finding in command.examine(wide, tmp_path)}
     assert not found["mesh"].ok
-    assert found["mesh"].text.startswith("mesh: expected sizes whose product is")
-
-
-Gather = Callable[[np.ndarray], np.ndarray]
+    assert found["mesh"].text.startswith("mesh: expected a product of 1 (the devices), got data=3")
 
 
 def gathered(*changed: int) -> Gather:
@@ -157,26 +155,28 @@ def gathered(*changed: int) -> Gather:
     return gather
 
 
-@pytest.mark.parametrize(
-    ("gather", "end"),
-    [
-        (None, "one process"),
-        (gathered(), "3 processes"),
-        (gathered(0), "process 2 has other code than process 0"),
-        (gathered(1), "process 2 has other configuration than process 0"),
-    ],
-)
-def test_processes_agree_or_are_named(gather: Gather | None, end: str) -> None:
-    found = command.agreement(Experiment("a"), gather)
-    assert found.text.endswith(f": {end}")
-    assert found.ok == end.endswith(("process", "processes"))
+def test_processes_agree() -> None:
+    assert command.agreement(Experiment("a")).ok
+    found = command.agreement(Experiment("a"), gathered())
+    assert found.ok
+    assert found.text.endswith(": the same on every host")
+
+
+@pytest.mark.parametrize("name", ["code", "packages", "configuration"])
+def test_processes_that_do_not_agree_are_named(name: str) -> None:
+    part = list(agreement.parts(None)).index(name)
+    found = command.agreement(Experiment("a"), gathered(part))
+    assert not found.ok
+    assert re.fullmatch(f"{name} (.+) on host 0 and (?!\\1)(.+) on host 2", found.text)
 
 
 def test_the_digest_is_of_the_configuration() -> None:
-    texts = [
+    one, other = (
         command.agreement(Experiment("a", evaluate=EvaluateConfig(show=n))).text for n in (1, 2)
-    ]
-    codes, configurations = zip(*(text.split(", ") for text in texts), strict=True)
+    )
+    codes, configurations = zip(
+        *(text.split(", configuration ") for text in (one, other)), strict=True
+    )
     assert codes[0] == codes[1]
     assert configurations[0] != configurations[1]
 

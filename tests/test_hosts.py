@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -113,12 +114,26 @@ def test_hosts_without_a_directory_in_common_are_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_a_host_with_another_configuration_is_refused(tmp_path: Path) -> None:
+    where = ["--coordinator", toy_run.free_address(), "--num-processes", 2, "--out", tmp_path]
+    both = [toy_run.command(*where, "--process-id", i, "--seed", i) for i in range(2)]
+    for process in both:
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == 2, said
+        assert re.search("configuration (.{16}) on host 0 and (?!\\1).{16} on host 1;", said), said
+    assert not (tmp_path / "stages").exists()
+
+
+@pytest.mark.slow
 def test_more_hosts_than_rows_are_refused(tmp_path: Path) -> None:
     both = two(tmp_path, "--set", "align.batch_size=3")
     for process in both:
         said = process.communicate(timeout=120)[1]
         assert process.returncode == 2, said
-        assert "align.batch_size: expected a multiple of data × fsdp = 2, got 3; use 2" in said
+        assert (
+            "mesh: expected replica × data × fsdp to divide 3 (align.batch_size; 2 would do), got "
+            "data=2; use tensor=2" in said
+        )
 
 
 LONG = ("--set", "align.steps=400", "--stage", "align")

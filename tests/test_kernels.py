@@ -185,8 +185,8 @@ def test_what_a_mesh_does_not_divide_is_computed_whole(
         return q
 
     monkeypatch.setattr(kernels, "_cudnn", recorded)
-    kinds = (AxisType.Auto,) * 3
-    mesh = jax.sharding.AbstractMesh((2, 1, 2), meshes.AXES, axis_types=kinds)
+    kinds = (AxisType.Auto,) * len(meshes.AXES)
+    mesh = jax.sharding.AbstractMesh((1, 2, 1, 2), meshes.AXES, axis_types=kinds)
     shapes = jax.ShapeDtypeStruct((batch, heads, 1, 1, 2, 8), WIDE)
     own = KeyValues(*[jax.ShapeDtypeStruct((batch, heads, 1, 2, 8), WIDE)] * 2)
     mask = jax.ShapeDtypeStruct((1, 1, 2, 2), bool)

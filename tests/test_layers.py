@@ -87,6 +87,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
 }
 MATHEMATICS_NEEDS = {"jax", "numpy"}  # from outside the package and Python
 TOUCH_THE_DISK = {
+    "runtime/agreement.py",  # reads the package's own sources
     "runtime/arrays.py",
     "runtime/checkpoint.py",
     "runtime/doctor.py",  # a file without a name, to see how fast the disk is
@@ -105,7 +106,6 @@ TOUCH_THE_DISK = {
     "pipeline.py",  # through runtime/files.py alone
     "stages/text.py",
     "commands/bench.py",  # reads what an earlier run wrote
-    "commands/doctor.py",  # reads the package's own sources
     "commands/printing.py",  # through runtime/files.py alone
 }
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import flax.linen as nn
@@ -70,7 +71,7 @@ def test_several_processes_do_what_one_does(
     with np.load(out, allow_pickle=False) as found:
         assert len(found.files) > 50
         for name in found.files:
-            if name.startswith("tokens/"):
+            if name.startswith(("tokens/", "batches/")):
                 np.testing.assert_array_equal(found[name], figures[name])
             else:
                 size = np.linalg.norm(figures[name])
@@ -102,6 +103,13 @@ def test_sampled_tokens_are_those_of_one_device(figures: Figures, mesh: str) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+def test_batches_are_those_of_one_device(figures: Figures, mesh: str) -> None:
+    assert figures[f"batches/{mesh}"].shape == (3, 8, 2)
+    np.testing.assert_array_equal(figures[f"batches/{mesh}"], figures["batches/one"])
+
+
+@pytest.mark.slow
 def test_between_tokens_only_tensor_parallel_devices_speak(figures: Figures) -> None:
     """Shards of the batch end at different steps: a collective among them would wait for ever."""
     found = {mesh: int(figures[f"collectives/{mesh}"]) for mesh in MESHES}
@@ -122,15 +130,15 @@ def test_parameters_are_divided_as_the_mesh_says(figures: Figures) -> None:
     assert lies == {
         "one": [2, 16, 16],
         "data": [2, 16, 16],
-        "fsdp": [2, 4, 16],
+        "fsdp": [2, 8, 16],
         "data×tensor": [2, 16, 8],
     }
 
 
 def abstract(**sizes: int) -> jax.sharding.AbstractMesh:
-    names = ("data", "fsdp", "tensor")
+    names = meshes.AXES
     shape = tuple(sizes.get(name, 1) for name in names)
-    return jax.sharding.AbstractMesh(shape, names, axis_types=(AxisType.Auto,) * 3)
+    return jax.sharding.AbstractMesh(shape, names, axis_types=(AxisType.Auto,) * len(names))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +146,9 @@ def abstract(**sizes: int) -> jax.sharding.AbstractMesh:
 )
 def test_a_batch_that_the_mesh_does_not_divide(data: int, fsdp: int, size: int, use: int) -> None:
     mesh = abstract(data=data, fsdp=fsdp)
-    words = f"sft.batch_size: expected a multiple of data × fsdp = 8, got {size}; use {use}"
+    words = (
+        f"sft.batch_size: expected a multiple of replica × data × fsdp = 8, got {size}; use {use}"
+    )
     with pytest.raises(ValueError) as caught:
         meshes.check_batch("sft.batch_size", size, mesh)
     assert str(caught.value) == words
@@ -155,9 +165,11 @@ def test_sizes_must_multiply_to_the_devices(config: MeshConfig) -> None:
         meshes.make(config, jax.devices()[:1])
 
 
-@pytest.mark.parametrize("sizes", [{"data": -1}, {"fsdp": 0}, {"tensor": 0}])
+@pytest.mark.parametrize("sizes", [{"data": -1}, {"fsdp": 0}, {"tensor": 0}, {"replica": -1}])
 def test_impossible_meshes_are_refused(sizes: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="expected data >= 0, fsdp >= 1, tensor >= 1"):
+    with pytest.raises(
+        ValueError, match="expected data >= 0, fsdp >= 1, tensor >= 1, replica >= 0"
+    ):
         MeshConfig(**sizes)
 
 
@@ -184,10 +196,45 @@ def test_a_big_model_fits_a_pod_on_paper() -> None:
     assert sum(np.prod(part) for part in parts) < 7.6e9 / 100
 
 
+@dataclass(frozen=True)
+class Chip:
+    """A device as meshes of several slices are made of."""
+
+    id: int
+    slice_index: int
+    platform: str = "tpu"
+    device_kind: str = "TPU v5"
+    process_index: int = 0
+    coords: tuple[int, int, int] = (0, 0, 0)
+    core_on_chip: int = 0
+
+
+CHIPS = [Chip(n, n % 2, coords=(n // 2, 0, 0)) for n in range(8)]  # two slices of four
+
+
+def test_slices_are_joined_along_the_outer_axis_alone() -> None:
+    made = meshes.make(MeshConfig(fsdp=2), CHIPS)  # type: ignore[arg-type]
+    assert dict(made.shape) == {"replica": 2, "data": 2, "fsdp": 2, "tensor": 1}
+    for number, part in enumerate(made.devices):
+        assert {chip.slice_index for chip in part.flat} == {number}
+    four = meshes.make(MeshConfig(replica=4, data=1, fsdp=2), CHIPS)  # type: ignore[arg-type]
+    assert [{chip.slice_index for chip in part.flat} for part in four.devices] == [
+        {0},
+        {0},
+        {1},
+        {1},
+    ]
+
+
+def test_slices_that_would_be_joined_along_another_axis() -> None:
+    with pytest.raises(ValueError, match="replica to be a multiple of the 2 slices, got replica=1"):
+        meshes.make(MeshConfig(fsdp=8, replica=1), CHIPS)  # type: ignore[arg-type]
+
+
 def test_host_rows_are_laid_over_the_batch_axes() -> None:
     mesh = meshes.make(MeshConfig(), jax.devices()[:1])
     laid = meshes.put_batch({"x": np.arange(6).reshape(3, 2)}, mesh)["x"]
-    assert tuple(laid.sharding.spec) == (("data", "fsdp"),)
+    assert tuple(laid.sharding.spec) == (("replica", "data", "fsdp"),)
     assert laid.tolist() == [[0, 1], [2, 3], [4, 5]]
     assert isinstance(laid, jnp.ndarray)
 

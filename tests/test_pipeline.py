@@ -126,9 +126,9 @@ def test_the_judge_shares_no_prompt_and_no_weight(
         met[stage] = rows[-1], jax.device_get(fitted[0])
         return fitted
 
-    def spy_rows(split: Any, size: int, seed: int) -> Any:
+    def spy_rows(split: Any, size: int, seed: int, own: Any) -> Any:
         rows.append({row.tobytes() for row in np.asarray(split.prompts.tokens)})
-        return minibatches(split, size, seed)
+        return minibatches(split, size, seed, own)
 
     rows: list[set[bytes]] = []
     fit, minibatches = language.fit, language.minibatches
@@ -141,6 +141,23 @@ def test_the_judge_shares_no_prompt_and_no_weight(
     judge = met["judge"][1]["trunk"]["embedding"].ravel()
     assert np.corrcoef(judge, reference)[0, 1] < 0.1
     assert np.corrcoef(judge, trunk)[0, 1] > 0.9
+
+
+@pytest.mark.slow
+def test_a_reward_model_of_its_own_size(tmp_path: Path) -> None:
+    small = replace(toy_run.experiment.model, width=8, mlp_width=16)
+    experiment = replace(toy_run.experiment, reward_model=small)
+    found = run(experiment, tmp_path).results
+    assert {"sft", "reward_sft", "judge_sft"} <= found["seconds"].keys()
+    widths = {
+        header.parent.name.rpartition("-")[0]: json.loads(header.read_text())["leaves"]
+        for header in tmp_path.glob("stages/*/header.json")
+    }
+    for stage in ("reward_sft", "judge_sft"):
+        assert widths[stage]["embedding"][0] == [320, 8]
+    for stage in ("reward", "judge"):
+        assert widths[stage]["trunk.embedding"][0] == [320, 8]
+    assert widths["sft"]["embedding"][0] == widths["align"]["embedding"][0] == [320, 16]
 
 
 def test_points_of_identitys_curve_are_none_above_another() -> None:

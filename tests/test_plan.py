@@ -120,7 +120,7 @@ def test_a_plan_is_written_and_read(result: dict[str, Any]) -> None:
 
 def test_what_a_run_keeps_beside_a_phase_counts() -> None:
     """Four models, one of them twice as foresight's trunk, and the policy trained before."""
-    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
+    mesh = jax.make_mesh((1, 1, 1, 1), meshes.AXES, devices=jax.devices()[:1])
     phases = plan_phases.of_experiment(toy_run.experiment, mesh)
     assert phases[UPDATE].held == 4 + 1 + 1
     assert phases[SAMPLER].held == 4 + 1 + 1 + 2
@@ -143,17 +143,17 @@ def test_the_smallest_change_that_fits_is_named_and_compiled() -> None:
     used = row["memory_bytes"] + row["held_bytes"]
     for share in (0.98, 0.9):
         tight = one_device(PEAKS._replace(memory=int(share * used)))
-        found = plan_fit.smallest(experiment, tight, MeshConfig(data=1), UPDATE, row)
+        found = plan_fit.smallest(experiment, tight, MeshConfig(1, replica=1), UPDATE, row)
         assert found is not None
         assert found["bytes"] <= share * used
     assert found["set"].startswith(("model.rematerialise=", "align.batch_size="))
     nothing = one_device(PEAKS._replace(memory=100))
-    assert plan_fit.smallest(experiment, nothing, MeshConfig(data=1), UPDATE, row) is None
+    assert plan_fit.smallest(experiment, nothing, MeshConfig(1, replica=1), UPDATE, row) is None
 
 
 def test_changes_are_tried_from_the_least_costly() -> None:
     experiment = Experiment("quick")
-    now = plan_fit.Candidate("", experiment, MeshConfig(data=4))
+    now = plan_fit.Candidate("", experiment, MeshConfig(4, replica=1))
     tried = [candidate.change for candidate in plan_fit.candidates(now, 4, UPDATE)]
     kinds = list(dict.fromkeys(change.partition("=")[0] for change in tried))
     assert kinds == [

@@ -68,7 +68,7 @@ def check_answer(capsys: pytest.CaptureFixture[str], pattern: str) -> None:
         ("model.mlp_width=99999999999", r"sft.batch_size: expected at most \d+ GiB .* lower it,"),
         ("calibrate.chunk=99999999", r"calibrate.chunk: expected at most \d+ GiB on a device"),
         ("align.responses=99999999", r"align.batch_size: expected at most \d+ GiB on a device"),
-        ("mesh.data=3", "whose product is the 1 devices there are, got data=3"),
+        ("mesh.data=3", r"mesh: expected a product of 1 \(the devices\), got data=3; use data=1"),
         ("data=HHConfig", "data.judge_fraction: expected above 0, got 0.0"),
     ],
 )
@@ -162,7 +162,8 @@ def test_a_batch_that_the_devices_do_not_divide(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert err.startswith(
-        "infalign: align.batch_size: expected a multiple of data × fsdp = 8, got 6"
+        "infalign: mesh: expected replica × data × fsdp to divide 6 (align.batch_size; 8 would "
+        "do), got data=8; use "
     )
     assert err.count("\n") == 1
 

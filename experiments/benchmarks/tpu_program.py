@@ -86,7 +86,7 @@ def figures(text: str, mesh: Mesh, size: Size) -> list[Any]:
     repeated, once = (collectives(module, inside) for inside in (True, False))
     vocabulary = size.model.vocab_size
     words = {vocabulary, vocabulary // mesh.shape["tensor"]}
-    tokens = size.shape.tokens // (mesh.shape["data"] * mesh.shape["fsdp"])
+    tokens = size.shape.tokens // meshes.batch_parts(mesh)
     wide = (found for found in hlo.arrays(text) if found.kind == "f32")
     logits = [found.bytes for found in wide if words & set(found.sizes)]
     bodies = module.computations.values()

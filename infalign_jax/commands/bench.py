@@ -34,9 +34,10 @@ from infalign_jax.lm import arithmetic
 from infalign_jax.lm.arithmetic import Cost, Shape
 from infalign_jax.lm.sizes import SIZES
 from infalign_jax.lm.transformer import TransformerConfig
-from infalign_jax.runtime import measure
-from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime import measure, mesh_sizes
+from infalign_jax.runtime.devices import cores_as_devices
 from infalign_jax.runtime.measure import Timing
+from infalign_jax.runtime.mesh import MeshConfig
 
 COPY = 2**28  # bytes
 # Memory that updates were seen to take, over `arithmetic.update_memory`, by `rematerialise`.
@@ -55,7 +56,7 @@ def fitted(
     >>> fitted("1m", "float32").width
     128
     """
-    meshes.cores_as_devices()
+    cores_as_devices()
     model, devices = SIZES[preset].model, jax.devices()
     device, cpu = devices[0], devices[0].platform == "cpu"
     kind: Any = compute or ("float32" if cpu else "bfloat16")
@@ -97,9 +98,8 @@ def run(model: TransformerConfig, shape: Shape, rounds: int = 5) -> dict[str, An
     Traceback (most recent call last):
     ValueError: bench: expected at most ... GiB on a device, got at least ...; lower --prompts, ...
     """
-    devices = meshes.available(meshes.MeshConfig(), [shape.prompts])
-    mesh = meshes.make(meshes.MeshConfig(), devices)
-    meshes.check_batch("--prompts", shape.prompts, mesh)
+    mesh = mesh_sizes.fitted(MeshConfig(), {"model": model}, {"--prompts": shape.prompts})
+    devices = list(mesh.devices.flat)
     advice = "lower --prompts, --responses, --response or the preset"
     law = SamplingConfig(length=shape.response)
     programs.check_memory("bench", model, shape, mesh, law=law, advice=advice)

@@ -1,37 +1,30 @@
 """`infalign doctor`: whether this machine, these packages and this data are fit for a run."""
 
-import hashlib
-import operator
 import platform
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
+from packaging.requirements import Requirement
+from packaging.version import Version
 
-import infalign_jax
 from infalign_jax import config as configs
 from infalign_jax import hh
 from infalign_jax.experiment import Experiment
 from infalign_jax.hh import HHConfig
 from infalign_jax.lm import arithmetic
-from infalign_jax.runtime import doctor, mesh
+from infalign_jax.runtime import agreement as agreements
+from infalign_jax.runtime import doctor, hosts, mesh_sizes
+from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime.agreement import Gather
+from infalign_jax.runtime.devices import cores_as_devices
 from infalign_jax.runtime.doctor import GIB, Finding, attempt
 from infalign_jax.runtime.mesh import MeshConfig
 
 DISTRIBUTION = "infalign-jax"
-COMPARISONS: dict[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    "==": operator.eq,
-    "!=": operator.ne,
-    ">": operator.gt,
-    "<": operator.lt,
-}
 KEPT = 36  # bytes a parameter: three checkpoints of float32 with Adam's two moments
 
 
@@ -43,29 +36,20 @@ class Bad(NamedTuple):
     remedy: str
 
 
-KNOWN_BAD = (
-    Bad("python<3.12", "jax>=0.11", 'use Python 3.12, or pip install "jax<0.11"'),
-    *(
-        Bad(f"{plugin}!=jaxlib", "jaxlib>=0", 'pip install -e ".[cuda]" --upgrade')
-        for plugin in ("jax-cuda12-plugin", "jax-cuda13-plugin")
-    ),
-)
-
-
 def examine(experiment: Experiment | None, out: Path) -> list[Finding]:
     """All findings, in the order in which a run would meet what they are about.
 
     >>> [finding.name for finding in examine(None, Path("."))][:4]
     ['versions', 'devices', 'processes', 'mesh']
     """
-    mesh.cores_as_devices()
+    cores_as_devices()
     found = [
         attempt("versions", "pip install -e .", versions),
         attempt("devices", "install the JAX of this machine's devices", doctor.devices),
         attempt("processes", "look at how the processes are started", doctor.processes),
     ]
     found += _links(experiment)
-    parameters = arithmetic.parameters(experiment.model) if experiment else 0
+    parameters = max(map(arithmetic.parameters, experiment.models.values())) if experiment else 0
     needed = max(GIB, KEPT * parameters)
     room = partial(doctor.disk, out, needed)
     found.append(attempt("disk", "name an --out that can be written to", room))
@@ -77,16 +61,17 @@ def examine(experiment: Experiment | None, out: Path) -> list[Finding]:
 
 def _links(experiment: Experiment | None) -> list[Finding]:
     """The mesh, and an all-reduce over each axis of it that has several devices."""
-    config = experiment.mesh if experiment else MeshConfig()
-    batches = experiment.batch_sizes if experiment else {}
     try:
-        made, found = doctor.mesh(config, batches)
+        if experiment is None:
+            made = meshes.make(MeshConfig())
+        else:
+            made = mesh_sizes.fitted(experiment.mesh, experiment.models, experiment.batch_sizes)
     except Exception as error:
         return [doctor.raised("mesh", "set mesh.* to what the devices allow", error)]
     axes = [axis for axis, size in made.shape.items() if size > 1]
     remedy = "look at the links between the devices"
     return [
-        found,
+        doctor.mesh(made),
         *(
             attempt(f"all-reduce {axis}", remedy, partial(doctor.all_reduce, made, axis))
             for axis in axes
@@ -113,50 +98,36 @@ def versions(
         wanted = [w for w in metadata.requires(DISTRIBUTION) or () if ";" not in w]
         wanted = [f"python{about['Requires-Python']}", *wanted]
     for text in wanted:
-        name, bounds = _parted(text)
-        if not _meets(text, installed):
-            there = f"{name} {installed.get(name, 'not installed')}, expected {bounds or 'any'}"
-            return Finding("versions", False, there, f'pip install "{text}"')
-    for bad in KNOWN_BAD:
-        names = [_parted(side)[0] for side in (bad.first, bad.second)]
-        if set(names) <= installed.keys() and all(_meets(s, installed) for s in bad[:2]):
-            pair = " with ".join(f"{name} {installed[name]}" for name in dict.fromkeys(names))
+        needed = Requirement(text)
+        if not _meets(needed, installed):
+            there = installed.get(needed.name.lower(), "not installed")
+            told = f"{needed.name} {there}, expected {needed.specifier or 'any'}"
+            return Finding("versions", False, told, f'pip install "{text}"')
+    for bad in _known_bad(installed):
+        sides = [Requirement(bad.first), Requirement(bad.second)]
+        if all(_meets(side, installed) for side in sides):
+            pair = " with ".join(f"{side.name} {installed[side.name]}" for side in sides)
             return Finding("versions", False, f"{pair}, which does not work", bad.remedy)
     shown = [f"{name} {installed[name]}" for name in ("jax", "jaxlib") if name in installed]
     text = ", ".join([f"Python {installed['python']}", *shown])
     return Finding("versions", True, f"{text}; {len(wanted)} requirements met")
 
 
-def _parted(requirement: str) -> tuple[str, str]:
-    """`jax>=0.10` as name and bounds."""
-    match = re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?\s*(.*)", requirement)
-    if match is None:
-        raise ValueError(f"expected a requirement, got {requirement}")
-    return match[1].lower(), match[2].strip()
+def _known_bad(installed: Mapping[str, str]) -> list[Bad]:
+    jaxlib = installed.get("jaxlib", "0")
+    return [
+        Bad("python<3.12", "jax>=0.11", 'use Python 3.12, or pip install "jax<0.11"'),
+        *(
+            Bad(f"{plugin}!={jaxlib}", "jaxlib", 'pip install -e ".[cuda]" --upgrade')
+            for plugin in ("jax-cuda12-plugin", "jax-cuda13-plugin")
+        ),
+    ]
 
 
-def _meets(requirement: str, installed: Mapping[str, str]) -> bool:
-    """Whether it is installed within its bounds, each a version or the name of what has one."""
-    name, bounds = _parted(requirement)
-    if name not in installed:
-        return False
-    for bound in filter(None, bounds.split(",")):
-        match = re.fullmatch(r"\s*([<>=!]=?)\s*([\w.-]+?)(?:\.\*)?\s*", bound)
-        if match is None:
-            raise ValueError(f"expected bounds of versions, got {bound} for {name}")
-        limit = _numbers(installed.get(match[2], match[2]))
-        own = _numbers(installed[name])
-        width = max(len(own), len(limit))
-        own, limit = ((*n, *[0] * (width - len(n))) for n in (own, limit))
-        if not COMPARISONS[match[1]](own, limit):
-            return False
-    return True
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """The release of a version: `0.10.2.dev1` is (0, 10, 2)."""
-    match = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in match[0].split(".")) if match else ()
+def _meets(requirement: Requirement, installed: Mapping[str, str]) -> bool:
+    """Whether it is installed within its bounds; a preview counts as what it is a preview of."""
+    own = installed.get(requirement.name.lower())
+    return own is not None and Version(own).base_version in requirement.specifier
 
 
 def data(experiment: Experiment) -> Finding:
@@ -174,51 +145,19 @@ def data(experiment: Experiment) -> Finding:
     return Finding("data", True, f"{counts['kept']:,} of {counts['rows']:,} pairs of {place}")
 
 
-def agreement(
-    experiment: Experiment | None,
-    gather: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> Finding:
-    """Whether all processes have this process's code and configuration.
+def agreement(experiment: Experiment | None, gather: Gather = hosts.gathered) -> Finding:
+    """Whether all processes have this process's code, packages and configuration.
 
-    `gather` takes a process's own row and returns those of all; by default JAX's, and nothing
-    where there is one process.
+    `gather` takes a process's own row and returns those of all.
 
-    >>> agreement(None, lambda own: np.stack([own, own + 1])).text.partition(": ")[2]
-    'process 1 has other code than process 0'
+    >>> agreement(None, lambda own: own[None]).text.partition(": ")[2]
+    'the same on every host'
     """
-    parts = {"code": _code()}
-    if experiment is not None:
-        spelt = repr(configs.to_dict(experiment)).encode()
-        parts["configuration"] = hashlib.sha256(spelt).digest()
-    text = ", ".join(f"{name} {own.hex()[:8]}" for name, own in parts.items())
-    if gather is None:
-        if jax.process_count() == 1:
-            return Finding("agreement", True, f"{text}: one process")
-        gather = _from_all
-    rows = gather(np.stack([np.frombuffer(own, np.uint8) for own in parts.values()]))
-    for number, row in enumerate(rows):
-        other = [
-            name for name, same in zip(parts, (row == rows[0]).all(-1), strict=True) if not same
-        ]
-        if other:
-            told = f"{text}: process {number} has other {' and '.join(other)} than process 0"
-            return Finding("agreement", False, told, "install one revision, run one command")
-    return Finding("agreement", True, f"{text}: {len(rows)} processes")
-
-
-def _from_all(own: np.ndarray) -> np.ndarray:
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(own))
-
-
-def _code() -> bytes:
-    """A digest of the package's sources."""
-    root = Path(infalign_jax.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.digest()
+    own = agreements.parts(experiment and configs.to_dict(experiment))
+    text = ", ".join(f"{name} {part}" for name, part in own.items())
+    if other := agreements.difference(own, gather):
+        return Finding("agreement", False, other, "install one revision, run one command")
+    return Finding("agreement", True, f"{text}: the same on every host")
 
 
 def told(findings: Sequence[Finding], process: int | None = None) -> list[Finding]:

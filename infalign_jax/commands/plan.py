@@ -31,6 +31,7 @@ from infalign_jax.experiment import Experiment
 from infalign_jax.lm import arithmetic
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime import mesh_sizes
+from infalign_jax.runtime.devices import count_slices
 from infalign_jax.runtime.topology import Topology
 from infalign_jax.stages.run import say
 
@@ -48,7 +49,10 @@ def run(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     ValueError: mesh: expected a product of 1 (the devices), got ...; use data=1
     """
     chips, model = len(topology.devices), experiment.model
-    sizes = mesh_sizes.check(experiment.mesh, chips, model, experiment.batch_sizes)
+    slices = count_slices(topology.devices)
+    sizes = mesh_sizes.check(
+        experiment.mesh, chips, experiment.models, experiment.batch_sizes, slices
+    )
     mesh = meshes.make(sizes, list(topology.devices))
     phases = plan_phases.of_experiment(experiment, mesh)
     copy = 4 * arithmetic.parameters(model) / (mesh.shape["fsdp"] * mesh.shape["tensor"])

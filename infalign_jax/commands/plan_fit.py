@@ -45,7 +45,7 @@ def smallest(
     >>> from infalign_jax.runtime.chips import Chip
     >>> topology = Topology("cpu:1", tuple(jax.devices()[:1]), Chip(1.0, 1, 1.0, 1.0))
     >>> row = {"memory_bytes": 2, "held_bytes": 0}
-    >>> smallest(Experiment("quick"), topology, MeshConfig(data=1), UPDATE, row) is None
+    >>> smallest(Experiment("quick"), topology, MeshConfig(1, replica=1), UPDATE, row) is None
     True
     """
     assert topology.chip is not None  # else nothing is too large
@@ -72,7 +72,7 @@ def smallest(
 def candidates(now: Candidate, devices: int, name: str) -> Iterator[Candidate]:
     """Changes to a phase, from the least costly, each kind from the smallest.
 
-    >>> now = Candidate("", Experiment("quick"), MeshConfig(data=2))
+    >>> now = Candidate("", Experiment("quick"), MeshConfig(2, replica=1))
     >>> [candidate.change for candidate in candidates(now, 2, SAMPLER)][:2]
     ['mesh.data=1,mesh.fsdp=2', 'align.batch_size=8']
     """
@@ -87,12 +87,12 @@ def candidates(now: Candidate, devices: int, name: str) -> Iterator[Candidate]:
         assignments += [f"model.rematerialise={kind}" for kind in weaker]
     for assignment in assignments:
         yield Candidate(assignment, configs.override(e, [assignment]), now.sizes)
-    for sizes in mesh_sizes.fitting(devices, model, e.batch_sizes):
+    for sizes in mesh_sizes.fitting(devices, e.models, e.batch_sizes, now.sizes.replica):
         if sizes.tensor == now.sizes.tensor and sizes.fsdp > now.sizes.fsdp:
             change = f"mesh.data={sizes.data},mesh.fsdp={sizes.fsdp}"
             yield Candidate(change, replace(e, mesh=sizes), sizes)
     field = BATCH.get(name, USUAL_BATCH)
-    size, parts = e.batch_sizes[field] // 2, now.sizes.data * now.sizes.fsdp
+    size, parts = e.batch_sizes[field] // 2, now.sizes.parts
     while size and size % parts == 0:
         assignment = f"{field}={size}"
         yield Candidate(assignment, configs.override(e, [assignment]), now.sizes)
@@ -102,13 +102,13 @@ def candidates(now: Candidate, devices: int, name: str) -> Iterator[Candidate]:
 def estimate(candidate: Candidate, name: str) -> float:
     """Bytes that a phase takes on a device, by arithmetic: of updates what they were seen to take.
 
-    >>> quick = Candidate("", Experiment("quick"), MeshConfig(data=1))
+    >>> quick = Candidate("", Experiment("quick"), MeshConfig(1, replica=1))
     >>> estimate(quick, UPDATE) > estimate(quick, PREFILL) > 0
     True
     """
     model, sizes = candidate.experiment.model, candidate.sizes
     shape = plan_phases.shapes(candidate.experiment)[name]
-    own = shape._replace(prompts=-(-shape.prompts // (sizes.data * sizes.fsdp)))
+    own = shape._replace(prompts=-(-shape.prompts // sizes.parts))
     if name in LEARNS:
         least = arithmetic.update_memory(model, own, sizes.fsdp) / sizes.tensor
         return TAKEN[model.rematerialise] * least

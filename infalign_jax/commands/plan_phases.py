@@ -124,7 +124,7 @@ def sampler(mesh: Mesh, model: TransformerConfig, law: SamplingConfig, shape: Sh
     params = nn.unbox(_boxed(model))
     program: Any = programs.make_sample(mesh, model, law, shape.responses)
     cost = arithmetic.prefill(model, shape), arithmetic.decode(model, shape)
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] if mesh.shape["tensor"] == 1 else 1
+    parts = meshes.batch_parts(mesh) if mesh.shape["tensor"] == 1 else 1
     trips = sampling.longest(law, -(-shape.prompts // parts), shape.responses)
 
     def lower() -> Any:

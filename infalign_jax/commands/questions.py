@@ -118,7 +118,7 @@ def add_options(name: str, command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_experiment(command: argparse.ArgumentParser) -> None:
+def add_experiment(command: argparse.ArgumentParser, needed: bool = True) -> None:
     """The experiment of a command, and changes to it.
 
     >>> parser = argparse.ArgumentParser()
@@ -126,7 +126,13 @@ def add_experiment(command: argparse.ArgumentParser) -> None:
     >>> parser.parse_args("mine.py --set seed=1 --set model.width=8".split()).set
     ['seed=1', 'model.width=8']
     """
-    command.add_argument("experiment", metavar="EXPERIMENT", type=Path, help="its Python file")
+    command.add_argument(
+        "experiment",
+        metavar="EXPERIMENT",
+        type=Path,
+        nargs=None if needed else "?",
+        help="its Python file",
+    )
     command.add_argument(
         "--set",
         action="append",
@@ -134,14 +140,14 @@ def add_experiment(command: argparse.ArgumentParser) -> None:
         metavar="FIELD=VALUE",
         help="change a field, such as model.width=128; may be repeated",
     )
+    sizes = "its axes, such as data=4,fsdp=8, or a preset, such as v5e-64 (default: the file's)"
+    command.add_argument("--mesh", metavar="SIZES", help=sizes)
 
 
 def _add_plan(command: argparse.ArgumentParser) -> None:
     add_experiment(command)
     kinds = "v4:2x2x1, v5e:4x4, v5p:2x2x1, v6e:4x4, … or cpu:N"
     command.add_argument("--topology", required=True, metavar="KIND:SIZES", help=kinds)
-    sizes = "its axes, such as data=4,fsdp=8 (default: the experiment's)"
-    command.add_argument("--mesh", metavar="SIZES", help=sizes)
 
 
 def _add_file(command: argparse.ArgumentParser, name: str, shown: str, text: str) -> None:

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from infalign_jax.runtime import measure
-from infalign_jax.runtime import mesh as meshes
 
 GIB, MIB = 2**30, 2**20
 WRITTEN = 64 * MIB  # bytes of the file that measures the disk
@@ -101,19 +100,14 @@ def processes(owners: Iterable[int] | None = None) -> Finding:
     return Finding("processes", alike, text, "give every host as many devices")
 
 
-def mesh(config: meshes.MeshConfig, batches: dict[str, int]) -> tuple[Mesh, Finding]:
-    """The mesh of a run with these batch sizes, by name.
+def mesh(made: Mesh) -> Finding:
+    """The sizes of a mesh that could be made.
 
-    Raises ValueError where devices do not fit the mesh, or the mesh not the batches.
-
-    >>> mesh(meshes.MeshConfig(data=1), {"sft.batch_size": 8})[1].text
-    'data 1 × fsdp 1 × tensor 1'
+    >>> from infalign_jax.runtime import mesh as meshes
+    >>> mesh(meshes.make(meshes.MeshConfig(), jax.devices()[:1])).text
+    'replica 1 × data 1 × fsdp 1 × tensor 1'
     """
-    made = meshes.make(config, meshes.available(config, batches.values()))
-    for name, size in batches.items():
-        meshes.check_batch(name, size, made)
-    text = " × ".join(f"{axis} {size}" for axis, size in made.shape.items())
-    return made, Finding("mesh", True, text)
+    return Finding("mesh", True, " × ".join(f"{axis} {n}" for axis, n in made.shape.items()))
 
 
 def all_reduce(mesh: Mesh, axis: str) -> Finding:
@@ -121,6 +115,7 @@ def all_reduce(mesh: Mesh, axis: str) -> Finding:
 
     The rate is of what a device of a ring sends, 2 (n - 1) / n of the array, in 10⁹ bytes a second.
 
+    >>> from infalign_jax.runtime import mesh as meshes
     >>> all_reduce(meshes.make(meshes.MeshConfig(), jax.devices()[:1]), "data").ok
     True
     """

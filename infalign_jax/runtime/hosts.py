@@ -37,9 +37,9 @@ def join(
         "--coordinator": coordinator, "--process-id": process_id, "--num-processes": num_processes
     }  # fmt: skip
     named = [name for name, value in given.items() if value is not None]
-    if 0 < len(named) < len(given):
+    if len(named) in (1, 2):
         raise ValueError(
-            f"expected {', '.join(list(given)[:2])} and {list(given)[2]} together, got only "
+            "expected --coordinator, --process-id and --num-processes together, got only "
             f"{' and '.join(named)}; give all three, or none where a launcher says them"
         )
     if num_processes is not None and process_id not in range(num_processes):
@@ -97,16 +97,27 @@ def check_shared(directory: Path) -> None:
     """
     if jax.process_count() == 1:
         return
-    from jax.experimental import multihost_utils
-
     name: str = shared(lambda: files.mark(directory))
-    seen = multihost_utils.process_allgather(np.array((directory / name).exists()))
+    seen = gathered(np.array((directory / name).exists()))
     shared(lambda: files.unmark(directory, name))
     if not seen.all():
         raise ValueError(
             f"--out: expected a directory that all hosts share, got {directory}, which is another "
             f"one on host {int(np.argmin(seen))}; mount one on all (NFS, or a bucket by gcsfuse)"
         )
+
+
+def gathered(own: np.ndarray) -> np.ndarray:
+    """The arrays that every host has of its own, along a first axis.
+
+    >>> gathered(np.arange(2)).tolist()
+    [[0, 1]]
+    """
+    if jax.process_count() == 1:
+        return own[None]
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(own))
 
 
 def whole(tree: Any) -> Any:

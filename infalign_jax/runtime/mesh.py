@@ -1,13 +1,11 @@
 """Devices as a mesh, and where arrays lie on it.
 
-Batches are divided over the axes `data` and `fsdp`; parameters and optimiser states over `fsdp`
-(their width) and `tensor` (heads, MLP, vocabulary), by the logical names they carry.
+Batches are divided over `replica`, `data` and `fsdp`; parameters and optimiser states over `fsdp`
+(their width) and `tensor` (heads, MLP, vocabulary), by the logical names they carry (RULES). The
+outermost axis, `replica`, is for slices joined by a slower network: gradients alone cross it.
 """
 
-import contextlib
-import os
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from math import gcd, prod
@@ -16,15 +14,17 @@ from typing import Any, ParamSpec, TypeVar
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from infalign_jax.runtime.devices import cores_as_devices, count_slices, told_how_many
 
 Operands = ParamSpec("Operands")
 Result = TypeVar("Result")
 
-MOST_CORES = 8  # that become devices: each holds the parameters
-AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")  # which divide batches
-RULES = (
+AXES = ("replica", "data", "fsdp", "tensor")
+BATCH = ("replica", "data", "fsdp")  # which divide batches
+RULES = (  # logical axis of a parameter -> axis of the mesh
     ("vocab", "tensor"),
     ("width", "fsdp"),
     ("heads", "tensor"),
@@ -36,65 +36,83 @@ RULES = (
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; `data = 0` takes all that the other axes leave.
+    """Devices along each axis; `replica = 0` takes the slices, `data = 0` what the others leave.
 
-    >>> MeshConfig(fsdp=2).data
-    0
+    >>> MeshConfig(fsdp=2).over(8, slices=2)
+    MeshConfig(data=2, fsdp=2, tensor=1, replica=2)
     """
 
     data: int = 0
     fsdp: int = 1
     tensor: int = 1
+    replica: int = 0
 
     def __post_init__(self) -> None:
-        if self.data < 0 or self.fsdp < 1 or self.tensor < 1:
+        if self.data < 0 or self.fsdp < 1 or self.tensor < 1 or self.replica < 0:
             raise ValueError(
-                f"mesh: expected data >= 0, fsdp >= 1, tensor >= 1, got {self.data}, "
-                f"{self.fsdp}, {self.tensor}; data=0 takes the devices that are left"
+                f"mesh: expected data >= 0, fsdp >= 1, tensor >= 1, replica >= 0, got {self.data}, "
+                f"{self.fsdp}, {self.tensor}, {self.replica}; data=0 takes the devices that are "
+                "left, replica=0 the slices"
             )
 
+    def over(self, devices: int, slices: int = 1) -> "MeshConfig":
+        """All sizes, for so many devices in so many slices; they need not multiply to them."""
+        replica = self.replica or slices
+        data = self.data or max(devices // (self.fsdp * self.tensor * replica), 1)
+        return MeshConfig(data, self.fsdp, self.tensor, replica)
 
-def make(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    @property
+    def parts(self) -> int:
+        """Into how many a batch is divided, where all sizes are given."""
+        return self.replica * self.data * self.fsdp
+
+    @property
+    def size(self) -> int:
+        """The devices, where all sizes are given."""
+        return self.parts * self.tensor
+
+
+def make(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of a configuration over `devices` (default: all of them).
 
-    Raises ValueError where the sizes do not multiply to the number of devices.
+    Of several slices each is a part of the axis `replica`. Raises ValueError where the sizes do not
+    multiply to the number of devices, and where slices would be joined along another axis.
 
     >>> dict(make(MeshConfig(), jax.devices()[:1]).shape)
-    {'data': 1, 'fsdp': 1, 'tensor': 1}
+    {'replica': 1, 'data': 1, 'fsdp': 1, 'tensor': 1}
     """
     devices = jax.devices() if devices is None else devices
-    data = config.data or max(len(devices) // (config.fsdp * config.tensor), 1)
-    sizes = (data, config.fsdp, config.tensor)
-    if data * config.fsdp * config.tensor != len(devices):
+    slices = count_slices(devices)
+    config = config.over(len(devices), slices)
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    if config.size != len(devices):
+        got = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
         raise ValueError(
             f"mesh: expected sizes whose product is the {len(devices)} devices there are, got "
-            f"data={data}, fsdp={config.fsdp}, tensor={config.tensor}; set mesh.* to divisors"
+            f"{got}; set mesh.* to divisors"
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    if config.replica % slices:
+        raise ValueError(
+            f"mesh: expected replica to be a multiple of the {slices} slices, got "
+            f"replica={config.replica}; leave it out, or set replica={slices}"
+        )
+    kinds = (AxisType.Auto,) * len(AXES)
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices)
+    within_one = (config.replica // slices, config.data, config.fsdp, config.tensor)
+    laid = mesh_utils.create_hybrid_device_mesh(
+        within_one, (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+    )
+    return Mesh(laid, AXES, axis_types=kinds)
 
 
-def cores_as_devices() -> None:
-    """On CPU, makes each core a device of its own, MOST_CORES at most.
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts a mesh divides a batch.
 
-    Small operations then need not be shared out among threads. To be called before JAX looks for
-    devices: afterwards, and where XLA_FLAGS or JAX_NUM_CPU_DEVICES say how many there are, nothing
-    changes. Accelerators stay as they are.
-
-    >>> before = jax.device_count()
-    >>> cores_as_devices()
-    >>> jax.device_count() == before  # they have been looked for
-    True
+    >>> batch_parts(make(MeshConfig(), jax.devices()[:1]))
+    1
     """
-    if not _told_how_many() and jax.config.values["jax_num_cpu_devices"] < 0:
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        with contextlib.suppress(RuntimeError):  # too late
-            jax.config.update("jax_num_cpu_devices", min(cores, MOST_CORES))
-
-
-def _told_how_many() -> bool:
-    """Whether the environment says how many devices a CPU has."""
-    flag = "xla_force_host_platform_device_count"
-    return flag in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ
+    return prod(mesh.shape[axis] for axis in BATCH)
 
 
 def available(config: MeshConfig, batches: Iterable[int]) -> list[jax.Device]:
@@ -107,10 +125,10 @@ def available(config: MeshConfig, batches: Iterable[int]) -> list[jax.Device]:
     """
     cores_as_devices()
     devices = jax.devices()
-    if devices[0].platform != "cpu" or _told_how_many() or jax.process_count() > 1:
+    if devices[0].platform != "cpu" or told_how_many() or jax.process_count() > 1:
         return devices
     if config.data:
-        return devices[: config.data * config.fsdp * config.tensor]
+        return devices[: config.over(len(devices)).size]
     if config != MeshConfig():
         return devices
     common = gcd(*batches)
@@ -118,10 +136,10 @@ def available(config: MeshConfig, batches: Iterable[int]) -> list[jax.Device]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """First axis over `data` and `fsdp`, the rest whole.
+    """First axis over all that divide batches, the rest whole.
 
     >>> tuple(batch_sharding(make(MeshConfig(), jax.devices()[:1])).spec)
-    (('data', 'fsdp'),)
+    (('replica', 'data', 'fsdp'),)
     """
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
@@ -146,10 +164,10 @@ def within(mesh: Mesh, function: Callable[Operands, Result]) -> Callable[Operand
 
 
 def rows(size: int) -> PartitionSpec:
-    """A batch's first axis over `data` and `fsdp`, where the mesh in sight divides its size.
+    """A batch's first axis over all that divide batches, where the mesh in sight divides its size.
 
     >>> tuple(rows(3))  # there is none in sight
-    (('data', 'fsdp'),)
+    (('replica', 'data', 'fsdp'),)
     """
     shape = jax.sharding.get_abstract_mesh().shape
     parts = prod(shape.get(axis, 1) for axis in BATCH)
@@ -214,10 +232,10 @@ def check_batch(name: str, size: int, mesh: Mesh) -> None:
 
     >>> check_batch("sft.batch_size", 8, make(MeshConfig(), jax.devices()[:1]))
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = batch_parts(mesh)
     if size % parts:
         raise ValueError(
-            f"{name}: expected a multiple of data × fsdp = {parts}, got {size}; "
+            f"{name}: expected a multiple of {' × '.join(BATCH)} = {parts}, got {size}; "
             f"use {max(size // parts, 1) * parts}"
         )
 
@@ -248,10 +266,31 @@ def _put(tree: Any, sharding: NamedSharding) -> Any:
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
-    def own(leaf: Any) -> jax.Array:
-        whole = np.asarray(leaf)
-        places = sharding.addressable_devices_indices_map(whole.shape)
-        parts = [jax.device_put(whole[at], device) for device, at in places.items()]
-        return jax.make_array_from_single_device_arrays(whole.shape, sharding, parts)
+    def laid(leaf: Any) -> jax.Array:
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_process_local_data(sharding, leaf, leaf.shape)
 
-    return jax.tree.map(own, tree)
+    return jax.tree.map(laid, tree)
+
+
+def own_rows(mesh: Mesh, size: int) -> np.ndarray:
+    """Which rows of a batch of `size` lie on this host's devices, ascending.
+
+    >>> own_rows(make(MeshConfig(), jax.devices()[:1]), 3).tolist()
+    [0, 1, 2]
+    """
+    places = batch_sharding(mesh).addressable_devices_indices_map((size,))
+    return np.unique(np.concatenate([np.arange(size)[place] for place in places.values()]))
+
+
+def put_own(tree: Any, mesh: Mesh) -> Any:
+    """A batch of which each host has its `own_rows` alone, as `put_batch` lays it.
+
+    >>> import numpy as np
+    >>> put_own(np.zeros((4, 2)), make(MeshConfig(), jax.devices()[:1])).shape
+    (4, 2)
+    """
+    sharding = batch_sharding(mesh)
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), tree)

@@ -114,7 +114,7 @@ def fresh_rows(run: Run, goal: Target, sft: Model, scorer: Model, reference: Ref
     """
     model, law = run.experiment.model, run.experiment.sampling
     sample = programs.make_sample(run.mesh, model, law, run.experiment.align.responses)
-    score = programs.make_rewards(run.mesh, model)
+    score = programs.make_rewards(run.mesh, run.experiment.scorer)
     log_probs = programs.make_log_probs(run.mesh, model)
     batch, whole = meshes.batch_sharding(run.mesh), meshes.replicated(run.mesh)
     key_of = jax.jit(lambda step: jax.random.fold_in(run.key(6), step), out_shardings=whole)

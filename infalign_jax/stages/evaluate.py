@@ -17,6 +17,7 @@ from infalign_jax import (
 )
 from infalign_jax.batches import Prompts, Responses
 from infalign_jax.runtime import digests
+from infalign_jax.runtime import mesh as meshes
 from infalign_jax.stages.language import Model
 from infalign_jax.stages.reference import (
     EMPTY,
@@ -71,7 +72,8 @@ def samples(
     )  # fmt: skip
     mesh, model = run.mesh, run.experiment.model
     sample = programs.make_sample(mesh, model, run.experiment.sampling, count)
-    score, log_probs = programs.make_rewards(mesh, model), programs.make_log_probs(mesh, model)
+    score = programs.make_rewards(mesh, run.experiment.scorer)
+    log_probs = programs.make_log_probs(mesh, model)
 
     def chunk(part: Prompts) -> Any:
         rollouts = sample(policy.params, part, run.key(7, draw))
@@ -87,7 +89,7 @@ def samples(
 
     def make() -> tuple[Any, dict[str, Any]]:
         size = min(options.chunk, max(1, 4096 // count))
-        parts = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+        parts = meshes.batch_parts(run.mesh)
         responses, tree = in_chunks(run, label, encoded, -(-size // parts) * parts, chunk)
         check_finite(tree["train"], label)
         tree |= {"tokens": responses.tokens, "mask": responses.mask}

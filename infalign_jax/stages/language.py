@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax import foresight, reward, training
+from infalign_jax import foresight, programs, reward, training
 from infalign_jax.batches import Array, Preferences, Responses
 from infalign_jax.data import minibatches
 from infalign_jax.experiment import FitConfig
@@ -19,6 +19,11 @@ from infalign_jax.runtime import mesh as meshes
 from infalign_jax.stages.reference import Reference, pick
 from infalign_jax.stages.run import Params, Run, abstract, fit, put, stored
 from infalign_jax.stages.text import Text
+
+Trunk = Literal["sft", "reward_sft", "judge_sft"]
+SEEDS: dict[Trunk, tuple[int, int]] = {  # of initial parameters, of the order of batches
+    "sft": (0, 0), "reward_sft": (9, 6), "judge_sft": (8, 5),
+}  # fmt: skip
 
 
 class Model(NamedTuple):
@@ -52,46 +57,47 @@ def sft_loss(config: Any, params: Params, batch: Preferences) -> tuple[Array, di
     return -log_probs.sum() / mask.sum(dtype=jnp.float32), {"nats": -log_probs.mean()}
 
 
-def sft(run: Run, text: Text, judge: bool = False) -> Model:
+def sft(run: Run, text: Text, stage: Trunk = "sft") -> Model:
     """The reference policy π_ref: the transformer trained on the chosen responses.
 
-    For the judge, the trunk it starts from: the same with another seed on its own split.
+    `judge_sft` is the trunk that the judge starts from, with another seed and on its own split;
+    `reward_sft` the training reward's, where that has a size of its own.
 
     >>> sft.__name__
     'sft'
     """
-    experiment, config = run.experiment, run.experiment.model
-    stage, split, key = ("judge_sft", "judge", 8) if judge else ("sft", "train", 0)
+    experiment = run.experiment
+    config = experiment.model if stage == "sft" else experiment.scorer
+    split = "judge" if stage == "judge_sft" else "train"
+    boxed, (key, offset) = programs.boxed_params(config), SEEDS[stage]
     digest = digests.digest(stage, text.digest, config, experiment.sft, experiment.seed)
     loss = partial(sft_loss, config)
 
     def start() -> Params:
-        layout = meshes.shardings(run.mesh, run.boxed)
+        layout = meshes.shardings(run.mesh, boxed)
 
         def drawn() -> Params:
             return nn.unbox(transformer.initial_params(config, run.key(key)))
 
         return jax.jit(drawn, out_shardings=layout)()
 
-    return _supervised(
-        run, stage, digest, run.boxed, start, loss, experiment.sft, text, split, offset=5 * judge
-    )
+    return _supervised(run, stage, digest, boxed, start, loss, experiment.sft, text, split, offset)
 
 
 def reward_model(run: Run, text: Text, trunk: Model, judge: bool) -> Model:
     """The training reward, or the judge, which shares nothing with it but the tokenizer.
 
-    The training reward starts from the reference policy and sees its split; the judge starts from
-    a trunk of its own (`sft` with `judge`) and sees another split, in an order of its own.
+    The training reward starts from the reference policy, or from a trunk of its own size, and sees
+    its split; the judge starts from a trunk of its own and sees another split, in its own order.
 
     >>> reward_model.__name__
     'reward_model'
     """
-    experiment, config = run.experiment, run.experiment.model
+    experiment, config = run.experiment, run.experiment.scorer
     stage, split = ("judge", "judge") if judge else ("reward", "train")
     digest = digests.digest(stage, trunk.digest, config, experiment.reward, experiment.seed + judge)
     loss = partial(reward.loss, config)
-    boxed = reward.with_head(config, run.boxed)
+    boxed = reward.with_head(config, programs.boxed_params(config))
 
     def start() -> Params:
         return reward.with_head(config, trunk.params)
@@ -121,7 +127,7 @@ def held_out_accuracy(run: Run, params: Params, text: Text) -> dict[str, float]:
     'held_out_accuracy'
     """
     score = jax.jit(
-        meshes.within(run.mesh, partial(reward.rewards, run.experiment.model)),
+        meshes.within(run.mesh, partial(reward.rewards, run.experiment.scorer)),
         out_shardings=meshes.replicated(run.mesh),
     )
     right, longer = [], []
@@ -142,7 +148,7 @@ def held_out_accuracy(run: Run, params: Params, text: Text) -> dict[str, float]:
 
 def _supervised(
     run: Run, stage: str, digest: str, boxed: Params, start: Any, loss: training.Loss,
-    config: FitConfig, text: Text, split: str, offset: int = 0,
+    config: FitConfig, text: Text, split: str, offset: int,
 ) -> Model:  # fmt: skip
     transform = training.optimiser(config.optimiser, config.steps)
     layout = meshes.shardings(run.mesh, boxed)
@@ -151,13 +157,17 @@ def _supervised(
         rows = text.rows[split]
         state = training.initial_state(run.mesh, boxed, start(), transform)
         update = training.make_update(loss, transform, run.mesh, boxed)
-        batches = minibatches(rows, config.batch_size, run.experiment.seed * 10 + offset)
+        own = meshes.own_rows(run.mesh, config.batch_size)
+        batches = minibatches(rows, config.batch_size, run.experiment.seed * 10 + offset, own)
         tokens = (
             config.batch_size
             * (1 if stage.endswith("sft") else 2)
             * rows.responses.tokens.shape[-1]
         )
-        return fit(run, stage, digest, state, update, batches, config.steps, tokens)
+        return fit(
+            run, stage, digest, state, update, batches, config.steps, tokens,
+            lambda _, rows, step: meshes.put_own(rows, run.mesh),
+        )  # fmt: skip
 
     params, info = stored(run, stage, digest, abstract(boxed, layout), make)
     return Model(params, digest, info)

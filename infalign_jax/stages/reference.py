@@ -99,7 +99,7 @@ def calibrate(run: Run, prompts: Prompts, policy: Any, scorer: Any) -> Reference
         "calibrate", policy.digest, scorer.digest, options, n, run.experiment.seed
     )
     sample = programs.make_sample(run.mesh, run.experiment.model, run.experiment.sampling, k)
-    score = programs.make_rewards(run.mesh, run.experiment.model, running=True)
+    score = programs.make_rewards(run.mesh, run.experiment.scorer, running=True)
 
     def chunk(part: Prompts) -> Any:
         rollouts = sample(policy.params, part, run.key(5))
