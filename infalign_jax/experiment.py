@@ -10,6 +10,7 @@ from infalign_jax.learner import Baseline
 from infalign_jax.lm.tokenizer import EOS, TokenizerConfig
 from infalign_jax.lm.transformer import TransformerConfig
 from infalign_jax.runtime.mesh import MeshConfig
+from infalign_jax.runtime.progress import KeepConfig
 from infalign_jax.synthetic import SyntheticConfig
 from infalign_jax.training import OptimiserConfig
 
@@ -204,8 +205,7 @@ top_k=0, top_p=1.0; calibration, rollouts and KL must speak of one law
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint_every: int = 200  # steps
-    keep_checkpoints: int = 2  # the newest, until their stage is finished
-    keep_every: int = 0  # and for good those of every so many steps; 0 for none
+    keep: KeepConfig = field(default_factory=KeepConfig)
 
     def __post_init__(self) -> None:
         law = self.sampling
@@ -235,7 +235,12 @@ top_k=0, top_p=1.0; calibration, rollouts and KL must speak of one law
                 f"{law.end}; leave it"
             )
         _at_least("prompt_length", self.prompt_length, 2)
-        self._check_checkpoints()
+        _at_least("checkpoint_every", self.checkpoint_every, 1)
+        if self.keep.every % self.checkpoint_every:
+            raise ValueError(
+                f"keep.every: expected a multiple of checkpoint_every = {self.checkpoint_every}, "
+                f"got {self.keep.every}; set both alike"
+            )
         _at_least("seed", self.seed, 0)
         _at_most("seed", self.seed, 10**8, "lower it")
         self._check_counts()
@@ -266,16 +271,6 @@ top_k=0, top_p=1.0; calibration, rollouts and KL must speak of one law
         if self.foresight.steps:
             sizes["foresight.batch_size"] = self.foresight.batch_size
         return sizes
-
-    def _check_checkpoints(self) -> None:
-        _at_least("checkpoint_every", self.checkpoint_every, 1)
-        _at_least("keep_checkpoints", self.keep_checkpoints, 1)
-        _at_least("keep_every", self.keep_every, 0)
-        if self.keep_every % self.checkpoint_every:
-            raise ValueError(
-                f"keep_every: expected a multiple of checkpoint_every = {self.checkpoint_every}, "
-                f"got {self.keep_every}; set both alike, or 0 to keep none for good"
-            )
 
     def _check_counts(self) -> None:
         """What one stage takes, another must have made."""

@@ -65,8 +65,8 @@ def assert_same(one: Any, other: Any) -> None:
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def keep(directory: Path, step: int, tree: Any, info: dict[str, Any], **options: int) -> None:
-    with saving(directory, "d", **options) as saver:
+def keep(directory: Path, step: int, tree: Any, info: dict[str, Any]) -> None:
+    with saving(directory, "d") as saver:
         saver.save(step, tree, info)
 
 

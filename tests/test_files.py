@@ -113,3 +113,17 @@ def test_a_directory_in_use_is_refused_until_its_holder_dies(tmp_path: Path) -> 
         holder.kill()
     with files.exclusive(tmp_path / "out"):
         pass
+
+
+def test_a_bucket_is_refused_before_a_directory_of_its_name_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(
+            ValueError, match=r"^--out: expected a directory, got the bucket gs://b/run; "
+        ),
+        files.exclusive(Path("gs://b/run")),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from infalign_jax.data import minibatches
 from infalign_jax.experiment import Experiment
 from infalign_jax.runtime import checkpoint, progress, stopping
 from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime.progress import KeepConfig
 from infalign_jax.stages.run import Run, fit
 
 W = {"w": jax.ShapeDtypeStruct((3,), "float32")}
@@ -96,13 +97,13 @@ def test_a_full_disk_is_heard_of_at_the_next_save_or_the_end(
 
 
 def test_the_newest_and_every_so_many_are_kept(tmp_path: Path) -> None:
-    with progress.saving(tmp_path, "d", keep=2, keep_every=30) as saver:
+    with progress.saving(tmp_path, "d", KeepConfig(newest=2, every=30)) as saver:
         for step in range(10, 90, 10):
             saver.save(step, {"w": np.zeros(3)}, {})
     assert steps_in(tmp_path) == [30, 60, 70, 80]
-    progress.clear(tmp_path, keep_every=30)
+    progress.clear(tmp_path, KeepConfig(every=30))
     assert steps_in(tmp_path) == [30, 60]
-    progress.clear(tmp_path)
+    progress.clear(tmp_path, KeepConfig())
     assert not tmp_path.exists()
 
 
@@ -218,9 +219,9 @@ def test_a_checkpoint_of_other_draws_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_is_checked() -> None:
-    with pytest.raises(ValueError, match="keep_checkpoints: expected at least 1, got 0"):
-        Experiment("quick", keep_checkpoints=0)
-    with pytest.raises(ValueError, match="keep_every: expected at least 0, got -200"):
-        Experiment("quick", keep_every=-200)
+    with pytest.raises(ValueError, match=r"keep\.newest: expected at least 1, got 0"):
+        KeepConfig(newest=0)
+    with pytest.raises(ValueError, match=r"keep\.every: expected at least 0, got -200"):
+        KeepConfig(every=-200)
     with pytest.raises(ValueError, match="multiple of checkpoint_every = 200, got 300"):
-        Experiment("quick", keep_every=300)
+        Experiment("quick", keep=KeepConfig(every=300))

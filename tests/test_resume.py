@@ -119,7 +119,7 @@ def test_killed_while_aligning_it_ends_the_same(
     code, _ = stop_while_aligning(prepared, out, signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert not (out / "results.json").exists()
-    said = finish(out, *SETTINGS, "--set", "keep_checkpoints=1", "--set", "keep_every=4")
+    said = finish(out, *SETTINGS, "--set", "keep.newest=1", "--set", "keep.every=4")
     assert said.count("reused from") > 5  # no digest depends on what is kept
     for progress in (out / "progress").glob("align-*"):
         assert [path.name for path in progress.iterdir()] == ["step-00000004"]

@@ -14,14 +14,34 @@ from infalign_jax.runtime.files import discard
 _STEP = "step-"
 
 
+@dataclass(frozen=True)
+class KeepConfig:
+    """Which checkpoints stay: the newest until their stage is finished, and some for good.
+
+    >>> KeepConfig(newest=0)
+    Traceback (most recent call last):
+    ValueError: keep.newest: expected at least 1, got 0; raise it
+    """
+
+    newest: int = 2
+    every: int = 0  # for good those of every so many steps, 0 for none
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("newest", self.newest, 1), ("every", self.every, 0)):
+            if value < least:
+                raise ValueError(f"keep.{name}: expected at least {least}, got {value}; raise it")
+
+    def for_good(self, steps: list[int]) -> list[int]:
+        return [step for step in steps if self.every and step % self.every == 0]
+
+
 @dataclass
 class Saver:
     """Keeps checkpoints in one directory; at most one is being written."""
 
     directory: Path
     digest: str  # of what the stage depends on
-    keep: int = 2  # so many of the newest
-    keep_every: int = 0  # and those of every so many steps, 0 for none
+    keep: KeepConfig
     pending: "futures.Future[None] | None" = None
 
     def save(self, step: int, tree: Any, info: dict[str, Any]) -> None:
@@ -50,7 +70,7 @@ class Saver:
         """Removes what need not be kept, and later steps: of a run that this one replaces."""
         steps = _steps(self.directory)
         earlier = [other for other in steps if other <= step]
-        kept = earlier[-self.keep :] + _milestones(earlier, self.keep_every)
+        kept = earlier[-self.keep.newest :] + self.keep.for_good(earlier)
         for other in set(steps) - set(kept):
             discard(_path(self.directory, other))
         for rest in self.directory.glob(f".{_STEP}*"):  # of a process that died meanwhile
@@ -58,21 +78,19 @@ class Saver:
 
 
 @contextmanager
-def saving(directory: Path, digest: str, *, keep: int = 2, keep_every: int = 0) -> Iterator[Saver]:
+def saving(directory: Path, digest: str, keep: KeepConfig = KeepConfig()) -> Iterator[Saver]:
     """A saver of a stage's progress; at the end what it began is kept.
-
-    Besides the `keep` newest checkpoints those of every `keep_every`-th step stay.
 
     >>> import tempfile
     >>> import numpy as np
     >>> directory = Path(tempfile.mkdtemp())
-    >>> with saving(directory, "ab", keep=1, keep_every=20) as saver:
+    >>> with saving(directory, "ab", KeepConfig(newest=1, every=20)) as saver:
     ...     for step in (10, 20, 30, 40, 50):
     ...         saver.save(step, {"w": np.zeros(2)}, {"loss": 0.5})
     >>> sorted(path.name for path in directory.iterdir())
     ['step-00000020', 'step-00000040', 'step-00000050']
     """
-    saver = Saver(Path(directory), digest, keep, keep_every)
+    saver = Saver(Path(directory), digest, keep)
     try:
         yield saver
     except BaseException:  # not by all hosts perhaps, so this one waits for itself alone
@@ -117,21 +135,17 @@ def restore(directory: Path, step: int, like: Any, digest: str) -> tuple[Any, di
     return checkpoint.load(_path(Path(directory), step), like, digest=digest)
 
 
-def clear(directory: Path, keep_every: int = 0) -> None:
-    """Removes the progress of a finished stage, but for the steps to be kept for good.
+def clear(directory: Path, keep: KeepConfig) -> None:
+    """Removes the progress of a finished stage, but for what is kept for good.
 
-    >>> clear(Path("/nowhere"))
+    >>> clear(Path("/nowhere"), KeepConfig())
     """
     steps = _steps(directory)
-    kept = _milestones(steps, keep_every)
+    kept = keep.for_good(steps)
     if not kept:
         discard(directory)
     for step in set(steps) - set(kept):
         discard(_path(directory, step))
-
-
-def _milestones(steps: list[int], every: int) -> list[int]:
-    return [step for step in steps if every and step % every == 0]
 
 
 def _path(directory: Path, step: int) -> Path:

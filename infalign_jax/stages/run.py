@@ -89,7 +89,7 @@ def stored(
     info = {"seconds": time.monotonic() - began} | info
     checkpoint.save(path, tree, digest=digest, info=info)
     if hosts.first():
-        progress.clear(_progress(run, stage, digest), run.experiment.keep_every)
+        progress.clear(_progress(run, stage, digest), run.experiment.keep)
     return tree, info
 
 
@@ -226,10 +226,7 @@ def _under_way(
     """What is shown, logged and kept while a training loop goes from `start` to `steps`."""
     folder = run.out / "tensorboard" / (policy or stage)
     events = scalars(folder, start + 1) if hosts.first() else nullcontext(lambda *_: None)
-    saving = progress.saving(
-        _progress(run, stage, digest), digest,
-        keep=run.experiment.keep_checkpoints, keep_every=run.experiment.keep_every,
-    )  # fmt: skip
+    saving = progress.saving(_progress(run, stage, digest), digest, run.experiment.keep)
     shown = phase(policy or stage, steps)
     began = time.monotonic() - spent
     with shown as advance, events as write, stopping.loop(), saving as saver:
