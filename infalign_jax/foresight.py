@@ -72,10 +72,11 @@ def with_head(config: TransformerConfig, trunk: Params) -> dict[str, Any]:
 
 
 def loss(
-    config: TransformerConfig, hold: float, reference: Params, params: Params, batch: Batch
+    config: TransformerConfig, hold: float, params: Params, given: tuple[Params, Batch]
 ) -> tuple[Array, dict[str, Array]]:
     """Squared errors of both predictions at every prefix + hold·KL(π_ref ‖ π), a response.
 
+    Given are the parameters of π_ref, an operand so that they stay divided, and a batch.
     Metrics: `quantile_loss` and `running_loss`, a prefix, in units of the variance of the final
     quantile and reward; `final_error`, mean |prediction − û| once the whole response is seen;
     `hold_kl` in nats a response.
@@ -87,10 +88,11 @@ def loss(
     >>> y = Responses(jnp.array([[[7, 2], [8, 2]]]), jnp.ones((1, 2, 2), bool))
     >>> batch = Batch(x, y, jnp.array([[0.25, 0.75]]), jnp.zeros((1, 2, 2)))
     >>> params, measured = nn.unbox(with_head(config, trunk)), jax.jit(loss, static_argnums=(0, 1))
-    >>> value, metrics = measured(config, 1.0, trunk, params, batch)
+    >>> value, metrics = measured(config, 1.0, params, (trunk, batch))
     >>> round(float(value), 3), float(metrics["final_error"])  # guesses 1/2: 3 · 12 · (1/4)²
     (2.25, 0.25)
     """
+    reference, batch = given
     prompts, responses = batch.prompts, batch.responses
     hidden = transformer.hidden_states(config, params["trunk"], prompts, responses)
     heads = hidden.astype(config.wide) @ params["head"].astype(config.wide)

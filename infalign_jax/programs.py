@@ -6,6 +6,7 @@ update is `training.make_update`.
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from math import prod
 from typing import Any
 
 import jax
@@ -52,8 +53,7 @@ def check_memory(
     own = shape._replace(prompts=-(-shape.prompts // parts))
     needed = arithmetic.update_memory(config, own, shards) if learns else 0
     if law is not None:
-        in_hand, each = law.in_hand or own.prompts, law.lanes or own.responses
-        lanes = min(in_hand, own.prompts) * min(each, own.responses)
+        lanes = prod(sampling.side_by_side(law, own.prompts, own.responses))
         needed = max(needed, arithmetic.sampling_memory(config, own, shards, lanes))
     # A tensor axis divides all of it; a CPU's devices share one memory.
     shared = mesh.size if mesh.devices.flat[0].platform == "cpu" else 1

@@ -85,7 +85,7 @@ def sample(
     uniform = uniforms(key, prompts.index, responses, sampling.length)
     decoder = transformer.decoder(config, params)
     batch = _Batch(config, sampling, decoder, prompts, last, prefix, uniform)
-    sizes = _ring_sizes(batch)
+    sizes = _ring_sizes(sampling, *uniform.shape)
     lanes = _start(batch, sizes[0])
     for places in sizes:
         lanes = _decode_until_full(batch, lanes, places)
@@ -93,26 +93,26 @@ def sample(
     return Rollouts(prompts, Responses(lanes.tokens, mask), lanes.log_probs)
 
 
-def _ring_sizes(batch: _Batch) -> tuple[int, ...]:
+def _ring_sizes(law: SamplingConfig, prompts: int, responses: int, length: int) -> tuple[int, ...]:
     """The places of a lane's ring, one size after the other.
 
     Each is a compilation of its own, so short rings begin as long as they end, and so do those of
     lanes that go on to further responses, which go around the full ring most of the time.
     """
-    return _sizes(batch.law, batch.uniform.shape)
-
-
-def _sizes(law: SamplingConfig, shape: tuple[int, ...]) -> tuple[int, ...]:
-    length = shape[2]
-    if length < LONG or _side_by_side(law, shape) != shape[:2]:
+    whole = (prompts, responses)
+    if length < LONG or side_by_side(law, *whole) != whole:
         return (length,)
     step = -(-length // RING_SIZES)
     return (*range(step, length, step), length)
 
 
-def _side_by_side(law: SamplingConfig, shape: tuple[int, ...]) -> tuple[int, int]:
-    """A and L of [B, K, T]: prompts in hand, and lanes of each."""
-    return min(law.in_hand or shape[0], shape[0]), min(law.lanes or shape[1], shape[1])
+def side_by_side(law: SamplingConfig, prompts: int, responses: int) -> tuple[int, int]:
+    """A and L of B prompts with K responses each: prompts in hand, and lanes of each.
+
+    >>> side_by_side(SamplingConfig(lanes=2), prompts=8, responses=4)
+    (8, 2)
+    """
+    return min(law.in_hand or prompts, prompts), min(law.lanes or responses, responses)
 
 
 def longest(law: SamplingConfig, prompts: int, responses: int) -> tuple[tuple[int, int], ...]:
@@ -125,10 +125,9 @@ def longest(law: SamplingConfig, prompts: int, responses: int) -> tuple[tuple[in
     >>> longest(SamplingConfig(length=200, in_hand=4, lanes=2), prompts=8, responses=4)
     ((2, 400),)
     """
-    shape = (prompts, responses, law.length)
-    in_hand, lanes = _side_by_side(law, shape)
+    in_hand, lanes = side_by_side(law, prompts, responses)
     rounds, turns = -(-prompts // in_hand), -(-responses // lanes)
-    ends = _sizes(law, shape)
+    ends = _ring_sizes(law, prompts, responses, law.length)
     begins = (0, *ends[:-1])
     return tuple((rounds, turns * (end - begin)) for begin, end in zip(begins, ends, strict=True))
 
@@ -161,7 +160,7 @@ def _decode_until_full(batch: _Batch, lanes: _Lanes, places: int) -> _Lanes:
 def _start(batch: _Batch, places: int) -> _Lanes:
     """Nothing in hand, nothing drawn; rings of so many places."""
     config, (b, k, t) = batch.config, batch.uniform.shape
-    in_hand, lanes = _side_by_side(batch.law, batch.uniform.shape)
+    in_hand, lanes = side_by_side(batch.law, b, k)
     return _Lanes(
         step=jnp.zeros((), jnp.int32),
         waiting=jnp.zeros((), jnp.int32),

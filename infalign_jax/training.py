@@ -121,11 +121,16 @@ def initial_state(
 
 
 def make_update(
-    loss: Loss, transform: optax.GradientTransformation, mesh: Mesh, boxed: Params
+    loss: Loss,
+    transform: optax.GradientTransformation,
+    mesh: Mesh,
+    boxed: Params,
+    batch: Any = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """One jitted update (state, batch) -> (state, metrics); the state is donated.
 
-    Metrics are those of the loss, with `loss` and `grad_norm` (before clipping).
+    Metrics are those of the loss, with `loss` and `grad_norm` (before clipping). `batch` says how
+    what the loss takes lies on the mesh, by default divided along its first axis.
 
     >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
     >>> params, sgd = {"w": jnp.ones(2)}, optax.sgd(0.5)
@@ -147,7 +152,7 @@ def make_update(
 
     return jax.jit(
         meshes.within(mesh, update),
-        in_shardings=(layout, meshes.batch_sharding(mesh)),
+        in_shardings=(layout, meshes.batch_sharding(mesh) if batch is None else batch),
         out_shardings=(layout, meshes.replicated(mesh)),
         donate_argnums=0,
     )

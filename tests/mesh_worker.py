@@ -71,7 +71,7 @@ def stages() -> dict[str, tuple[Any, Any, Any, Any]]:
         "foresight": (
             foresight.with_head(CONFIG, boxed()),
             {"trunk": start, "head": head},
-            partial(foresight.loss, CONFIG, 4.0, REFERENCE),
+            lambda params, batch: foresight.loss(CONFIG, 4.0, params, (REFERENCE, batch)),
             foresight.Batch(PROMPTS, four, u, running),
         ),
         "align": (

@@ -26,7 +26,7 @@ def batch() -> foresight.Batch:
 
 @partial(jax.jit, static_argnums=0)
 def losses(hold: float, reference: Any, params: Any, rows: foresight.Batch) -> Any:
-    return foresight.loss(CONFIG, hold, reference, params, rows)
+    return foresight.loss(CONFIG, hold, params, (reference, rows))
 
 
 def measured(params: Any, reference: Any, hold: float = 4.0) -> Any:
@@ -106,12 +106,13 @@ def test_the_trunk_learns_and_its_law_stays() -> None:
     transform = training.optimiser(training.OptimiserConfig(learning_rate=1e-2), 60)
     last = {}
     for hold in (0.0, 30.0):
-        loss = partial(foresight.loss, CONFIG, hold, reference)
+        loss = partial(foresight.loss, CONFIG, hold)
         state = training.initial_state(mesh, boxed, with_zero_head(reference), transform)
-        update = training.make_update(loss, transform, mesh, boxed)
-        state, first = update(state, rows)
+        given = meshes.replicated(mesh), meshes.batch_sharding(mesh)
+        update = training.make_update(loss, transform, mesh, boxed, given)
+        state, first = update(state, (reference, rows))
         for _ in range(59):
-            state, metrics = update(state, rows)
+            state, metrics = update(state, (reference, rows))
         last[hold] = {name: float(value) for name, value in metrics.items()}
         assert last[hold]["final_error"] < 0.6 * float(first["final_error"])
         assert last[hold]["quantile_loss"] < 0.6 * float(first["quantile_loss"])

@@ -7,10 +7,14 @@ import jax.numpy as jnp
 import pytest
 
 from infalign_jax import sampling
+from infalign_jax.commands import plan_bounds
+from infalign_jax.commands.plan_phases import Phase
 from infalign_jax.drawing import SamplingConfig
 from infalign_jax.lm import arithmetic
+from infalign_jax.lm.arithmetic import Shape
 from infalign_jax.runtime import accounts, hlo
 from infalign_jax.runtime.accounts import Account
+from infalign_jax.runtime.chips import Chip
 from infalign_jax.runtime.collectives import Collective
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 1}
@@ -90,6 +94,46 @@ def test_a_slice_counts_as_what_it_takes() -> None:
     assert written.bytes < 3.5 * x.nbytes
 
 
+def test_a_slice_within_fusions_counts_as_what_it_takes() -> None:
+    """Of a stack of layers, one: whether the fusion slices it or one that it calls does."""
+    inner = (
+        "%take (p: f32[100,8], i: s32[]) -> f32[1,8] {",
+        "  %p = f32[100,8]{1,0} parameter(0)",
+        "  %i = s32[] parameter(1)",
+        "  ROOT %s = f32[1,8]{1,0} dynamic-slice(%p, %i), dynamic_slice_sizes={1,8}",
+        "}",
+        "%outer (p: f32[100,8], i: s32[]) -> f32[8,1] {",
+        "  %p = f32[100,8]{1,0} parameter(0)",
+        "  %i = s32[] parameter(1)",
+        "  %t = f32[1,8]{1,0} fusion(%p, %i), kind=kLoop, calls=%take",
+        "  ROOT %c = f32[8,1]{1,0} transpose(%t), dimensions={1,0}",
+        "}",
+    )
+    stack, number = "%a = f32[100,8]{1,0} parameter(0)", "%n = s32[] parameter(1)"
+    for body, result in ("take", "f32[1,8]"), ("outer", "f32[8,1]"):
+        fusion = f"ROOT %f = {result}{{1,0}} fusion(%a, %n), kind=kLoop, calls=%{body}"
+        module = entry(stack, number, fusion, before="\n".join(inner))
+        assert accounts.account(module, {"data": 1}).bytes == 32 + 32 + 4
+
+
+@pytest.mark.parametrize(
+    ("moved", "bytes_moved"),
+    [
+        ("((f32[1000,8]{1,0}), f32[10,8]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a)", 320),
+        ("(f32[1000,8]{1,0:S(1)}, f32[1000,8]{1,0}, u32[]{:S(2)}) copy-start(%a)", 32000),
+    ],
+)
+def test_what_begins_now_and_ends_later_counts_once(moved: str, bytes_moved: int) -> None:
+    """A TPU brings operands into its own memory while it computes: a part of them, or all."""
+    kind = "slice-done" if "slice" in moved else "copy-done"
+    module = entry(
+        "%a = f32[1000,8]{1,0} parameter(0)",
+        f"%b = {moved}, slice={{[0:10], [0:8]}}",
+        f"ROOT %c = f32[10,8]{{1,0:S(1)}} {kind}(%b)",
+    )
+    assert accounts.account(module, {"data": 1}).bytes == bytes_moved
+
+
 @pytest.mark.parametrize(
     ("operation", "axes", "received"),
     [
@@ -124,3 +168,27 @@ def test_kernels_are_listed_and_counted_by_formula() -> None:
     assert kernel[:3] == ("fwd", (2, 4, 256, 64), (2, 2, 384, 64))
     pairs = 256 * 128 + 2 * sum(range(1, 129))  # the prompt's keys, and two causal responses
     assert arithmetic.splash(*kernel[:3], length=128) == 2 * 2 * 2 * 4 * pairs * 64
+
+
+def test_what_comes_from_other_slices_is_counted_apart() -> None:
+    """It passes through the hosts, on channels that are numbered apart from the chips' own."""
+    host = (
+        'is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="'
+        'xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.1_0"}'
+    )
+    module = entry(
+        "%a = f32[4,2]{1,0} parameter(0)",
+        "%t = token[] after-all()",
+        "%g = f32[16,2]{1,0} all-gather(%a), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}",
+        f"%s = (f32[4,2]{{1,0}}, u32[], token[]) send(%a, %t), channel_id=2, {host}",
+        f"%r = (f32[4,2]{{1,0}}, u32[], token[]) recv(%t), channel_id=1, {host}",
+    )
+    found = accounts.account(module, {"replica": 2, "data": 1, "fsdp": 4, "tensor": 1})
+    assert set(found.collectives) == {
+        Collective("all-gather", ("fsdp",), 1.0, 3 * 32.0),
+        Collective("all-reduce", ("replica",), 1.0, 32.0),
+    }
+    phase = Phase(lambda: None, Shape(1, 2, 3, 4), lambda shape, shards: arithmetic.Cost(0.0, 0.0))
+    least = plan_bounds.needs(found, phase, Chip(1.0, 1, 1.0, 48.0, 16.0))
+    assert (least["network"], least["slices"]) == (2.0, 2.0)
+    assert "slices" not in plan_bounds.needs(found, phase, Chip(1.0, 1, 1.0, 48.0))

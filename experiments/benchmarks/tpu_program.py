@@ -12,8 +12,6 @@ v5e:2x4, with libtpu's compiler (pip install "infalign-jax[tpu-plan]").
 
 import argparse
 import os
-import re
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,18 +19,16 @@ from functools import partial
 from importlib import metadata
 from typing import Any
 
-os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+os.environ["JAX_PLATFORMS"] = "cpu"
 
-import jax
-from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from infalign_jax import learner, programs, training
 from infalign_jax.commands import plan_compile, plan_phases
 from infalign_jax.drawing import SamplingConfig
-from infalign_jax.lm import transformer
+from infalign_jax.lm import arithmetic, transformer
 from infalign_jax.lm.sizes import SIZES, Size
-from infalign_jax.runtime import accounts, hlo, measure
+from infalign_jax.runtime import accounts, hlo, topology
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.collectives import KINDS
 from infalign_jax.runtime.hlo import Module
@@ -44,7 +40,6 @@ MESHES = {
     "data 4, tensor 2": MeshConfig(data=4, tensor=2),
     "data 8": MeshConfig(data=8),
 }
-CHANNEL = re.compile(r"channel_id=(\d+)")
 HEADER = ["program", "mesh", "fused attention", "collectives between tokens or layers"]
 HEADER += ["largest of them, MiB", "other collectives", "largest float32 with V, MiB"]
 HEADER += ["[tokens, V] would be", "memory a chip, GiB", "compiled in, s"]
@@ -55,11 +50,11 @@ def compiled(size: Size, mesh: Mesh) -> dict[str, Callable[[], Any]]:
     (model, shape), law = size, SamplingConfig(length=size.shape.response, end=2)
     loss = learner.policy_gradient(partial(transformer.log_probs, model), 0.1, 0.0, "partition")
     adam, boxed = training.OptimiserConfig(), programs.boxed_params(model)
-    batch = plan_phases.rl_batch(shape)
+    batch, cost = plan_phases.rl_batch(shape), partial(arithmetic.update, model)
     return {
         "prefill and sampler": plan_phases.sampler(mesh, model, law, shape).lower,
         "log-probabilities": plan_phases.log_probs(mesh, model, shape).lower,
-        "update": plan_phases.update(mesh, loss, boxed, adam, batch, shape, 0.0).lower,
+        "update": plan_phases.update(mesh, loss, boxed, adam, batch, shape, cost).lower,
     }
 
 
@@ -75,7 +70,7 @@ def collectives(module: Module, inside: bool) -> list[int]:
         if (name in looped) == inside
         for each in computation.values()
         if each.opcode.removesuffix("-start") in KINDS
-        and (channel := CHANNEL.search(each.attributes))
+        and (channel := accounts.CHANNEL.search(each.attributes))
     }
     return list(found.values())
 
@@ -101,15 +96,10 @@ def figures(text: str, mesh: Mesh, size: Size) -> list[Any]:
 
 def row(lower: Callable[[], Any], mesh: Mesh, size: Size) -> list[Any]:
     """The figures of one program with its memory and what compiling it took."""
-    begun = time.perf_counter()
-    try:
-        program = lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        if plan_compile.FULL not in str(error):
-            raise
-        return ["", "", "", "", "", "", "does not fit", f"{time.perf_counter() - begun:.0f}"]
-    seconds, memory = time.perf_counter() - begun, f"{measure.memory_of(program) / 2**30:.2f}"
-    return [*figures(program.as_text(), mesh, size), memory, f"{seconds:.0f}"]
+    program, memory, seconds = plan_compile.attempt(lower)
+    if program is None:
+        return [*[""] * 6, "does not fit", f"{seconds:.0f}"]
+    return [*figures(program.as_text(), mesh, size), f"{memory / 2**30:.2f}", f"{seconds:.0f}"]
 
 
 def main() -> None:
@@ -122,13 +112,12 @@ def main() -> None:
     size, own = SIZES[chosen.preset], vars(chosen)
     own = {name: own[name] for name in ("attention", "rematerialise")}
     size = size._replace(model=replace(size.model, compute="bfloat16", **own))
-    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
+    chips = topology.described("v5e:2x4").devices
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "libtpu"))
-    print(f"{chosen.preset}, {own}, {size.shape}, {topology.devices[0].device_kind}, {versions}\n")
+    print(f"{chosen.preset}, {own}, {size.shape}, {chips[0].device_kind}, {versions}\n")
     print(f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|", sep="\n")
     for name in chosen.mesh:
-        devices = topology.devices[:1] if name == "one chip" else topology.devices
-        mesh = meshes.make(MESHES[name], list(devices))
+        mesh = meshes.make(MESHES[name], list(chips[:1] if name == "one chip" else chips))
         for phase, lower in compiled(size, mesh).items():
             cells = map(str, [phase, name, *row(lower, mesh, size)])
             print(f"| {' | '.join(cells)} |", flush=True)

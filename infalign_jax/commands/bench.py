@@ -40,8 +40,6 @@ from infalign_jax.runtime.measure import Timing
 from infalign_jax.runtime.mesh import MeshConfig
 
 COPY = 2**28  # bytes
-# Memory that updates were seen to take, over `arithmetic.update_memory`, by `rematerialise`.
-TAKEN: dict[Any, float] = {"nothing": 2.0, "cheap": 1.5, "everything": 1.6}
 
 
 def fitted(
@@ -74,8 +72,8 @@ def fitted(
 
 def _kept(model: TransformerConfig, shape: Shape, limit: int | None) -> Any:
     """The `rematerialise` that computes least again in so much memory."""
-    for kind, taken in TAKEN.items():
-        needed = taken * arithmetic.update_memory(replace(model, rematerialise=kind), shape)
+    for kind in arithmetic.TAKEN:
+        needed = arithmetic.update_taken(replace(model, rematerialise=kind), shape)
         if limit is None or needed <= limit:
             return kind
     return "everything"
@@ -146,19 +144,20 @@ def _machines(devices: list[jax.Device]) -> int:
 def _ceilings(model: TransformerConfig, shape: Shape, devices: int, rounds: int) -> dict[str, Any]:
     """What all devices together can do, measured on one."""
     wanted = sorted({*arithmetic.layer_products(model), (model.width, model.vocab_size)})
-    rows = {"training": shape.tokens}
-    if jax.devices()[0].platform == "cpu":
-        of_few = {"prefill": shape.prompts * shape.prompt}
-        rows = of_few | {"decode": shape.prompts * shape.responses} | rows
+    rows = {
+        "prefill": shape.prompts * shape.prompt, "decode": shape.prompts * shape.responses,
+        "training": shape.tokens,
+    }  # fmt: skip
+    if jax.devices()[0].platform != "cpu":
+        rows = {"training": rows["training"]}
+
+    def rate(n: int, dtype: str) -> float:
+        own = [(-(-n // devices), *sizes) for sizes in wanted]
+        return devices * measure.product_rate(own, jnp.dtype(dtype), rounds)
+
     found: dict[str, Any] = {"bytes_per_second": devices * measure.copy_rate(COPY, rounds)}
     for dtype in ("float32", "bfloat16"):
-        found[dtype] = {
-            name: devices
-            * measure.product_rate(
-                [(-(-n // devices), *sizes) for sizes in wanted], jnp.dtype(dtype), rounds
-            )
-            for name, n in rows.items()
-        }
+        found[dtype] = {name: rate(n, dtype) for name, n in rows.items()}
     found["compute"] = found[model.compute if model.compute in found else "float32"]
     return found
 

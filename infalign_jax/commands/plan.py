@@ -24,16 +24,14 @@ from importlib import metadata, util
 from typing import Any
 
 from infalign_jax import config as configs
-from infalign_jax.commands import plan_bounds, plan_compile, plan_fit, plan_phases
-from infalign_jax.commands.plan_compile import Compiled
+from infalign_jax.commands import plan_bounds, plan_fit, plan_rows
 from infalign_jax.commands.plan_phases import Phase
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm import arithmetic
-from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime import mesh_sizes
 from infalign_jax.runtime.devices import count_slices
+from infalign_jax.runtime.mesh import AXES
 from infalign_jax.runtime.topology import Topology
-from infalign_jax.stages.run import say
 
 
 def run(experiment: Experiment, topology: Topology) -> dict[str, Any]:
@@ -48,53 +46,35 @@ def run(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     Traceback (most recent call last):
     ValueError: mesh: expected a product of 1 (the devices), got ...; use data=1
     """
-    chips, model = len(topology.devices), experiment.model
-    slices = count_slices(topology.devices)
-    sizes = mesh_sizes.check(
-        experiment.mesh, chips, experiment.models, experiment.batch_sizes, slices
-    )
-    mesh = meshes.make(sizes, list(topology.devices))
-    phases = plan_phases.of_experiment(experiment, mesh)
-    copy = 4 * arithmetic.parameters(model) / (mesh.shape["fsdp"] * mesh.shape["tensor"])
-    found, rows = {}, {}
-    for name, phase in phases.items():
-        say(f"{name}  compiling for {topology.name}")
-        found[name] = plan_compile.compiled(phase, mesh)
-        rows[name] = _row(phase, found[name], int(phase.held * copy), topology)
+    models, batches = experiment.models, experiment.batch_sizes
+    slices = count_slices(topology.devices) or 1
+    sizes = mesh_sizes.check(experiment.mesh, topology.chips, models, batches, slices)
+    phases, rows = plan_rows.planned(experiment, topology, sizes)
     large = next((name for name, row in rows.items() if row["fits"] is False), None)
     change = None
     if large and topology.chip:
         change = plan_fit.smallest(experiment, topology, sizes, large, rows[large])
-    return {
-        "experiment": experiment.name, "topology": topology.name, "chips": chips,
-        "mesh": dict(mesh.shape), "versions": _versions(), "model": configs.to_dict(model),
-        "parameters": arithmetic.parameters(model),
-        "chip": topology.chip and topology.chip._asdict(), "phases": rows,
+    return about(experiment, topology) | {
+        "mesh": {axis: getattr(sizes, axis) for axis in AXES}, "phases": rows,
         **_whole(experiment, phases, rows, topology),
         "first_too_large": large and {"phase": large, "change": change},
     }  # fmt: skip
 
 
-def _row(phase: Phase, found: Compiled, held: int, topology: Topology) -> dict[str, Any]:
-    chip, account = topology.chip, found.account
-    row: dict[str, Any] = {
-        "memory_bytes": found.memory, "held_bytes": held,
-        "fits": account is not None and _fits(found.memory + held, topology),
-        "model_flops": phase.flops, "compile_seconds": found.seconds,
-    }  # fmt: skip
-    if account is None:
-        return row
-    least = chip and plan_bounds.needs(account, phase, chip)
-    return row | {
-        "flops": plan_bounds.flops(account, phase), "bytes": account.bytes,
-        "collectives": [each._asdict() for each in account.collectives],
-        "uncounted_loops": len(account.unknown), "seconds_at_least": least,
-        "bound": least and max(least, key=lambda resource: least[resource]),
-    }  # fmt: skip
+def about(experiment: Experiment, topology: Topology) -> dict[str, Any]:
+    """What was planned, for which chips, by which compiler.
 
-
-def _fits(needed: float, topology: Topology) -> bool | None:
-    return None if topology.chip is None else needed <= topology.chip.memory
+    >>> about(Experiment("quick"), Topology("h100:8", (), None, 8))["compiled"]
+    False
+    """
+    return {
+        "experiment": experiment.name, "topology": topology.name, "chips": topology.chips,
+        "compiled": topology.compiles, "versions": _versions(),
+        "model": configs.to_dict(experiment.model),
+        "parameters": arithmetic.parameters(experiment.model),
+        "reward_parameters": arithmetic.parameters(experiment.scorer),
+        "chip": topology.chip and topology.chip._asdict(),
+    }  # fmt: skip
 
 
 def _whole(
@@ -104,8 +84,7 @@ def _whole(
     if topology.chip is None or not all(least.values()):
         return {"step": None, "experiment_at_least": None}
     seconds = {name: max(each.values()) for name, each in least.items() if each}
-    chips = len(topology.devices)
-    found = plan_bounds.whole(experiment, phases, seconds, topology.chip, chips)
+    found = plan_bounds.whole(experiment, phases, seconds, topology.chip, topology.chips)
     return {"step": found["step"], "experiment_at_least": found["experiment"]}
 
 

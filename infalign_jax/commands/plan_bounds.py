@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 from infalign_jax.commands.plan_phases import (
     DRAWS,
+    FORESIGHT,
     LOG_PROBS,
     REWARD,
     SAMPLER,
     SCORES,
     SFT,
+    TRUNK,
     UPDATE,
     Phase,
 )
@@ -18,6 +20,7 @@ from infalign_jax.experiment import Experiment
 from infalign_jax.lm import arithmetic
 from infalign_jax.runtime.accounts import Account
 from infalign_jax.runtime.chips import Chip
+from infalign_jax.runtime.mesh import BETWEEN
 
 
 class Work(NamedTuple):
@@ -31,8 +34,8 @@ class Work(NamedTuple):
 def flops(account: Account, phase: Phase) -> float:
     """FLOPs of a device in one call: products, and kernels by formula.
 
-    >>> from infalign_jax.lm.arithmetic import Shape
-    >>> flops(Account(8.0, 0.0, (), (), ()), Phase(lambda: None, Shape(1, 2, 3, 4), 0.0))
+    >>> from infalign_jax.lm.arithmetic import Cost, Shape
+    >>> flops(Account(8.0, 0.0, (), (), ()), Phase(lambda: None, Shape(1, 2, 3, 4), Cost))
     8.0
     """
     total = account.flops
@@ -46,17 +49,23 @@ def flops(account: Account, phase: Phase) -> float:
 def needs(account: Account, phase: Phase, chip: Chip) -> dict[str, float]:
     """Seconds that a call takes at each peak alone; it takes no less than the largest.
 
-    >>> from infalign_jax.lm.arithmetic import Shape
-    >>> chip, phase = Chip(4.0, 1, 2.0, 1.0), Phase(lambda: None, Shape(1, 2, 3, 4), 0.0)
+    Of several slices with what comes from the others; where that rate is not known, it is not told.
+
+    >>> from infalign_jax.lm.arithmetic import Cost, Shape
+    >>> chip, phase = Chip(4.0, 1, 2.0, 1.0), Phase(lambda: None, Shape(1, 2, 3, 4), Cost)
     >>> needs(Account(8.0, 6.0, (), (), ()), phase, chip)
     {'compute': 2.0, 'memory': 3.0, 'network': 0.0}
     """
-    received = sum(each.bytes for each in account.collectives)
-    return {
+    between = sum(each.bytes for each in account.collectives if BETWEEN in each.axes)
+    received = sum(each.bytes for each in account.collectives) - between
+    least = {
         "compute": flops(account, phase) / chip.flops,
         "memory": account.bytes / chip.memory_rate,
         "network": received / chip.network_rate,
     }
+    if between and chip.between_rate:
+        least["slices"] = between / chip.between_rate
+    return least
 
 
 def step(experiment: Experiment) -> dict[str, float]:
@@ -72,11 +81,10 @@ def step(experiment: Experiment) -> dict[str, float]:
 def works(experiment: Experiment, phases: Mapping[str, Phase]) -> list[Work]:
     """The stages of an experiment, each in calls of the phases.
 
-    A stage whose batches are of another size counts a phase's call by its tokens; foresight, which
-    is not compiled, counts the RL update by its FLOPs.
+    A stage whose batches are of another size counts a phase's call by its tokens.
 
-    >>> from infalign_jax.lm.arithmetic import Shape
-    >>> one = Phase(lambda: None, Shape(16, 12, 16, 16), 1.0)
+    >>> from infalign_jax.lm.arithmetic import Cost, Shape
+    >>> one = Phase(lambda: None, Shape(16, 12, 16, 16), Cost)
     >>> for work in works(Experiment("quick"), dict.fromkeys([DRAWS, SCORES, UPDATE], one)):
     ...     print(work.stage, work.steps)
     sft and judge_sft 600
@@ -91,8 +99,13 @@ def works(experiment: Experiment, phases: Mapping[str, Phase]) -> list[Work]:
     drawn = e.calibrate.chunk * e.calibrate.responses * t
     policies = len(e.policies) * e.evaluate.responses + e.evaluate.reference_responses
     held_out = e.evaluate.chunk * policies * t  # tokens of one step of the evaluation
-    found = [
-        Work("sft and judge_sft", 2 * e.sft.steps, {SFT: 1.0}),
+    found = [Work("sft and judge_sft", 2 * e.sft.steps, {SFT: 1.0})]
+    if e.reward_model is not None:
+        found = [
+            Work("sft", e.sft.steps, {SFT: 1.0}),
+            Work("reward_sft and judge_sft", 2 * e.sft.steps, {TRUNK: 1.0}),
+        ]
+    found += [
         Work("reward and judge", 2 * e.reward.steps, {REWARD: 1.0}),
         Work(
             "calibrate", ceil(e.calibrate.prompts / e.calibrate.chunk),
@@ -100,18 +113,11 @@ def works(experiment: Experiment, phases: Mapping[str, Phase]) -> list[Work]:
         ),
     ]  # fmt: skip
     if e.foresight.steps:
-        found.append(Work("foresight", e.foresight.steps, {UPDATE: _foresight(e, phases[UPDATE])}))
+        found.append(Work("foresight", e.foresight.steps, {FORESIGHT: 1.0}))
     found.append(Work("align", len(e.policies) * e.align.steps, step(e)))
     scored = {LOG_PROBS: held_out / score, SCORES: 2 * held_out / score}
     rounds = ceil(e.evaluate.prompts / e.evaluate.chunk)
     return [*found, Work("evaluate", rounds, {DRAWS: held_out / draws, **scored})]
-
-
-def _foresight(experiment: Experiment, update: Phase) -> float:
-    """FLOPs of a step of foresight, which has π_ref's pass besides, over those of an RL update."""
-    options, model = experiment.foresight, experiment.model
-    shape = update.shape._replace(prompts=options.batch_size, responses=options.responses)
-    return 4 * arithmetic.forward(model, shape).flops / arithmetic.update(model, update.shape).flops
 
 
 def whole(
@@ -122,9 +128,10 @@ def whole(
 
     Tokens are response tokens; utilisation is the model's FLOPs over what the chips could do.
 
-    >>> from infalign_jax.lm.arithmetic import Shape
-    >>> names = [SFT, REWARD, DRAWS, SAMPLER, LOG_PROBS, SCORES, UPDATE]
-    >>> phases = dict.fromkeys(names, Phase(lambda: None, Shape(16, 12, 16, 16), 1.0))
+    >>> from infalign_jax.lm.arithmetic import Cost, Shape
+    >>> names = [SFT, REWARD, DRAWS, FORESIGHT, SAMPLER, LOG_PROBS, SCORES, UPDATE]
+    >>> one = Phase(lambda: None, Shape(16, 12, 16, 16), lambda shape, shards: Cost(1.0, 1.0))
+    >>> phases = dict.fromkeys(names, one)
     >>> found = whole(Experiment("quick"), phases, dict.fromkeys(names, 0.5), Chip(2, 1, 1, 1), 4)
     >>> found["step"]["seconds"], found["step"]["tokens_per_second_per_chip"]
     (2.0, 512.0)

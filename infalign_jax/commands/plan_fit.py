@@ -1,8 +1,9 @@
 """The smallest change to an experiment with which a phase that is too large would fit.
 
 Changes are tried from the one that costs least: fewer logits at once, more computed again in the
-backward pass, parameters divided over more devices, a smaller batch. By arithmetic first, scaled to
-what the compiler said of the phase as it is; then the candidate is compiled.
+backward pass, fewer responses drawn side by side, parameters divided over more devices, a smaller
+batch; then two of them together. By arithmetic first, scaled to what the compiler said of the phase
+as it is; then the candidate is compiled, where there is a compiler.
 """
 
 from collections.abc import Iterator
@@ -10,24 +11,32 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from infalign_jax import config as configs
-from infalign_jax.commands import plan_compile, plan_phases
-from infalign_jax.commands.bench import TAKEN
-from infalign_jax.commands.plan_phases import DRAWS, PREFILL, REWARD, SAMPLER, SFT, UPDATE
+from infalign_jax.commands import plan_phases, plan_rows
+from infalign_jax.commands.plan_estimate import DRAWN, LEARNS, estimate
+from infalign_jax.commands.plan_phases import (
+    DRAWS,
+    FORESIGHT,
+    OF_SCORER,
+    PREFILL,
+    REWARD,
+    SFT,
+    TRUNK,
+)
 from infalign_jax.experiment import Experiment
-from infalign_jax.lm import arithmetic
-from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime import mesh_sizes
-from infalign_jax.runtime.mesh import MeshConfig
+from infalign_jax.runtime.mesh import AXES, MeshConfig
 from infalign_jax.runtime.topology import Topology
 
-LEARNS = (SFT, REWARD, UPDATE)
-BATCH = {SFT: "sft.batch_size", REWARD: "reward.batch_size", DRAWS: "calibrate.chunk"}
+BATCH = {
+    SFT: "sft.batch_size", TRUNK: "sft.batch_size", REWARD: "reward.batch_size",
+    DRAWS: "calibrate.chunk", FORESIGHT: "foresight.batch_size",
+}  # fmt: skip
 USUAL_BATCH = "align.batch_size"
 MOST_COMPILED = 3  # candidates: compiling a large one takes minutes
 
 
 class Candidate(NamedTuple):
-    """An experiment with one field changed."""
+    """An experiment with some fields changed."""
 
     change: str  # as --set or --mesh takes it
     experiment: Experiment
@@ -45,80 +54,99 @@ def smallest(
     >>> from infalign_jax.runtime.chips import Chip
     >>> topology = Topology("cpu:1", tuple(jax.devices()[:1]), Chip(1.0, 1, 1.0, 1.0))
     >>> row = {"memory_bytes": 2, "held_bytes": 0}
-    >>> smallest(Experiment("quick"), topology, MeshConfig(1, replica=1), UPDATE, row) is None
+    >>> smallest(Experiment("quick"), topology, MeshConfig(1, replica=1), SFT, row) is None
     True
     """
     assert topology.chip is not None  # else nothing is too large
     now = Candidate("", experiment, sizes)
-    scale = max(row["memory_bytes"] / estimate(now, name), 1.0)
+    scale = max(row["memory_bytes"] / estimate(experiment, sizes, name), 1.0)
     limit, tried = topology.chip.memory, 0
-    for candidate in candidates(now, len(topology.devices), name):
+    for candidate in candidates(now, topology.chips, name):
         held = row["held_bytes"] * _shards(sizes) / _shards(candidate.sizes)
-        foretold = int(scale * estimate(candidate, name) + held)
+        foretold = int(scale * estimate(candidate.experiment, candidate.sizes, name) + held)
         if foretold > limit:
             continue
         found = {"set": candidate.change, "bytes": foretold, "compiled": False}
-        if tried == MOST_COMPILED:
+        if tried == MOST_COMPILED or not topology.compiles:
             return found
         tried += 1
-        mesh = meshes.make(candidate.sizes, list(topology.devices))
-        phase = plan_phases.of_experiment(candidate.experiment, mesh)[name]
-        made = plan_compile.compiled(phase, mesh)
-        if made.account is not None and made.memory + held <= limit:
-            return found | {"bytes": int(made.memory + held), "compiled": True}
+        rows = plan_rows.planned(candidate.experiment, topology, candidate.sizes, [name]).rows
+        if rows[name]["fits"]:
+            needed = rows[name]["memory_bytes"] + rows[name]["held_bytes"]
+            return found | {"bytes": needed, "compiled": True}
     return None
 
 
 def candidates(now: Candidate, devices: int, name: str) -> Iterator[Candidate]:
-    """Changes to a phase, from the least costly, each kind from the smallest.
+    """Changes to a phase, from the least costly, each kind from the smallest; then pairs of them.
 
     >>> now = Candidate("", Experiment("quick"), MeshConfig(2, replica=1))
-    >>> [candidate.change for candidate in candidates(now, 2, SAMPLER)][:2]
-    ['mesh.data=1,mesh.fsdp=2', 'align.batch_size=8']
+    >>> [candidate.change for candidate in candidates(now, 2, "sampler")][2:5]
+    ['sampling.lanes=2', 'sampling.lanes=1', 'mesh.data=1,mesh.fsdp=2']
     """
-    e, model = now.experiment, now.experiment.model
-    assignments: list[str] = []
+    kinds = (_logits, _again, _lanes, _meshes, _batches)
+    single = [list(kind(now, devices, name)) for kind in kinds]
+    for found in single:
+        yield from found
+    for number, found in enumerate(single):
+        for first in found:
+            for kind in kinds[number + 1 :]:
+                for second in kind(first, devices, name):
+                    yield second._replace(change=f"{first.change},{second.change}")
+
+
+def _with(now: Candidate, assignment: str) -> Candidate:
+    return Candidate(assignment, configs.override(now.experiment, [assignment]), now.sizes)
+
+
+def _field(now: Candidate, name: str) -> str:
+    """The field of the model that a phase runs."""
+    scored = name in OF_SCORER and now.experiment.reward_model is not None
+    return "reward_model" if scored else "model"
+
+
+def _logits(now: Candidate, _: int, name: str) -> Iterator[Candidate]:
+    """Fewer logits at once, down to those of one token."""
+    model = plan_phases.model_of(now.experiment, name)
+    at_once = model.logits_at_once
+    while name not in (PREFILL, *DRAWN) and (at_once := at_once // 2) >= model.vocab_size:
+        yield _with(now, f"{_field(now, name)}.logits_at_once={at_once}")
+
+
+def _again(now: Candidate, _: int, name: str) -> Iterator[Candidate]:
+    """More computed again in the backward pass."""
+    kinds = ["nothing", "cheap", "everything"]
     if name in LEARNS:
-        at_once = model.logits_at_once
-        while (at_once := at_once // 2) >= model.vocab_size:
-            assignments.append(f"model.logits_at_once={at_once}")
-        kinds = ["nothing", "cheap", "everything"]
-        weaker = kinds[kinds.index(model.rematerialise) + 1 :]
-        assignments += [f"model.rematerialise={kind}" for kind in weaker]
-    for assignment in assignments:
-        yield Candidate(assignment, configs.override(e, [assignment]), now.sizes)
-    for sizes in mesh_sizes.fitting(devices, e.models, e.batch_sizes, now.sizes.replica):
-        if sizes.tensor == now.sizes.tensor and sizes.fsdp > now.sizes.fsdp:
-            change = f"mesh.data={sizes.data},mesh.fsdp={sizes.fsdp}"
+        own = plan_phases.model_of(now.experiment, name).rematerialise
+        for kind in kinds[kinds.index(own) + 1 :]:
+            yield _with(now, f"{_field(now, name)}.rematerialise={kind}")
+
+
+def _lanes(now: Candidate, _: int, name: str) -> Iterator[Candidate]:
+    """Fewer responses to a prompt drawn side by side."""
+    law = now.experiment.sampling
+    lanes = law.lanes or plan_phases.shapes(now.experiment)[name].responses
+    while name in DRAWN and (lanes := lanes // 2):
+        yield _with(now, f"sampling.lanes={lanes}")
+
+
+def _meshes(now: Candidate, devices: int, _: str) -> Iterator[Candidate]:
+    """Parameters divided over more devices, the fewest first; over `fsdp` rather than `tensor`."""
+    e, own = now.experiment, now.sizes
+    others = mesh_sizes.fitting(devices, e.models, e.batch_sizes, own.replica)
+    for sizes in sorted(others, key=lambda sizes: (_shards(sizes), sizes.tensor)):
+        if _shards(sizes) > _shards(own) and sizes.tensor >= own.tensor:
+            changed = [axis for axis in AXES if getattr(sizes, axis) != getattr(own, axis)]
+            change = ",".join(f"mesh.{axis}={getattr(sizes, axis)}" for axis in changed)
             yield Candidate(change, replace(e, mesh=sizes), sizes)
-    field = BATCH.get(name, USUAL_BATCH)
-    size, parts = e.batch_sizes[field] // 2, now.sizes.parts
-    while size and size % parts == 0:
-        assignment = f"{field}={size}"
-        yield Candidate(assignment, configs.override(e, [assignment]), now.sizes)
-        size = size // 2 if size % 2 == 0 else 0
 
 
-def estimate(candidate: Candidate, name: str) -> float:
-    """Bytes that a phase takes on a device, by arithmetic: of updates what they were seen to take.
-
-    >>> quick = Candidate("", Experiment("quick"), MeshConfig(1, replica=1))
-    >>> estimate(quick, UPDATE) > estimate(quick, PREFILL) > 0
-    True
-    """
-    model, sizes = candidate.experiment.model, candidate.sizes
-    shape = plan_phases.shapes(candidate.experiment)[name]
-    own = shape._replace(prompts=-(-shape.prompts // sizes.parts))
-    if name in LEARNS:
-        least = arithmetic.update_memory(model, own, sizes.fsdp) / sizes.tensor
-        return TAKEN[model.rematerialise] * least
-    if name not in (DRAWS, SAMPLER, PREFILL):
-        return arithmetic.scoring_memory(model, own, sizes.fsdp) / sizes.tensor
-    law = candidate.experiment.sampling
-    lanes = min(law.in_hand or own.prompts, own.prompts) * min(
-        law.lanes or own.responses, own.responses
-    )
-    return arithmetic.sampling_memory(model, own, sizes.fsdp, lanes) / sizes.tensor
+def _batches(now: Candidate, _: int, name: str) -> Iterator[Candidate]:
+    """A half, a quarter, and so on, of the batch, as long as the mesh divides it."""
+    field, parts = BATCH.get(name, USUAL_BATCH), now.sizes.parts
+    size = now.experiment.batch_sizes[field]
+    while size % 2 == 0 and (size := size // 2) % parts == 0:
+        yield _with(now, f"{field}={size}")
 
 
 def _shards(sizes: MeshConfig) -> int:

@@ -1,8 +1,8 @@
 """An experiment's programs, to be compiled from shapes alone for devices that need not be there.
 
-What a program holds is its operands and its buffers. A run keeps more beside them:
-parameters of the other models, the optimiser's moments, policies trained before. That is `held`, in
-copies of the float32 parameters, each divided over `fsdp` and `tensor`.
+What a program holds is its operands and its buffers. A run keeps more beside them: parameters of
+the other models, the optimiser's moments, policies trained before. That is `held`, in float32 and
+divided over `fsdp` and `tensor`.
 """
 
 from collections.abc import Callable
@@ -15,20 +15,21 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from infalign_jax import learner, programs, reward, sampling, training
+from infalign_jax import foresight, learner, programs, reward, sampling, training
 from infalign_jax.batches import Preferences, Prompts, Responses, Rollouts
 from infalign_jax.drawing import SamplingConfig
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm import arithmetic, transformer
-from infalign_jax.lm.arithmetic import Shape
+from infalign_jax.lm.arithmetic import Cost, Shape
 from infalign_jax.lm.transformer import TransformerConfig
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.stages import align, language
 from infalign_jax.stages.run import Run
 
-SFT, REWARD, DRAWS, PREFILL = "SFT step", "reward step", "reference sampler", "prefill"
+SFT, TRUNK, REWARD = "SFT step", "SFT step of a reward", "reward step"
+DRAWS, FORESIGHT, PREFILL = "reference sampler", "foresight step", "prefill"
 SAMPLER, LOG_PROBS, SCORES, UPDATE = "sampler", "log-probabilities", "rewards", "RL update"
-
+OF_SCORER = (TRUNK, REWARD, SCORES)
 
 _boxed = lru_cache(maxsize=4)(programs.boxed_params)
 
@@ -38,9 +39,23 @@ class Phase(NamedTuple):
 
     lower: Callable[[], Any]
     shape: Shape
-    flops: float  # the model's, on all devices together
-    held: float = 0.0  # copies of the parameters beside those that the program takes
+    cost: Callable[[Shape, int], Cost]  # the model's, where its state has so many shards
+    held: float = 0.0  # numbers that a run keeps beside those that the program takes
     trips: tuple[tuple[int, int], ...] = ()  # of loops that end when the responses do
+
+    @property
+    def flops(self) -> float:
+        """The model's, on all devices together."""
+        return self.cost(self.shape, 1).flops
+
+
+def stateless(cost: Callable[[Shape], Cost]) -> Callable[[Shape, int], Cost]:
+    """The cost of a phase that has no state to be divided.
+
+    >>> stateless(lambda shape: Cost(8.0, 0.0))(Shape(1, 2, 3, 4), 2).flops
+    8.0
+    """
+    return lambda shape, shards: cost(shape)
 
 
 def of_experiment(experiment: Experiment, mesh: Mesh) -> dict[str, Phase]:
@@ -48,24 +63,38 @@ def of_experiment(experiment: Experiment, mesh: Mesh) -> dict[str, Phase]:
 
     >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
     >>> list(of_experiment(Experiment("quick"), mesh))[:4]
-    ['SFT step', 'reward step', 'reference sampler', 'prefill']
+    ['SFT step', 'reward step', 'reference sampler', 'foresight step']
     """
     e, model, law, sizes = experiment, experiment.model, experiment.sampling, shapes(experiment)
-    each = sizes[UPDATE]
-    # π_ref, the reward, the judge and its trunk; the trunk with foresight; policies trained before.
-    kept = 4.0 + bool(e.foresight.steps) + len(e.policies) - 1
-    scored = kept - 1 + 3  # of which one is an operand; and the policy with two moments
-    scores = forward(programs.make_rewards(mesh, model), mesh, model, each, head=True)
-    return {
-        SFT: _sft(mesh, e, sizes[SFT]),
-        REWARD: _reward(mesh, e, sizes[REWARD]),
-        DRAWS: sampler(mesh, model, law, sizes[DRAWS])._replace(held=3.0),
-        PREFILL: prefill(mesh, model, each)._replace(held=kept + 2),
-        SAMPLER: sampler(mesh, model, law, each)._replace(held=kept + 2),
-        LOG_PROBS: log_probs(mesh, model, each)._replace(held=scored),
-        SCORES: scores._replace(held=scored),
+    each, n, m = sizes[UPDATE], *map(arithmetic.parameters, (e.model, e.scorer))
+    own = e.reward_model is not None  # so that the reward has a trunk of its own
+    trained = n + m * (1 + own)  # π_ref and the reward while the judge is trained
+    kept = n * (1 + bool(e.foresight.steps) + len(e.policies) - 1) + 2 * m
+    learnt = kept + 2 * n  # while the policy, whose moments are kept too, is the operand
+    found = {SFT: _sft(mesh, e, model, sizes[SFT])._replace(held=0.0 if own else trained)}
+    if own:
+        found[TRUNK] = _sft(mesh, e, e.scorer, sizes[TRUNK])._replace(held=trained)
+    found[REWARD] = _reward(mesh, e, sizes[REWARD])._replace(held=trained + m)
+    found[DRAWS] = sampler(mesh, model, law, sizes[DRAWS])._replace(held=2 * m)
+    if e.foresight.steps:
+        found[FORESIGHT] = _foresight(mesh, e, sizes[FORESIGHT])._replace(held=2 * m)
+    scores = forward(programs.make_rewards(mesh, e.scorer), mesh, e.scorer, each, head=True)
+    return found | {
+        PREFILL: prefill(mesh, model, each)._replace(held=learnt),
+        SAMPLER: sampler(mesh, model, law, each)._replace(held=learnt),
+        LOG_PROBS: log_probs(mesh, model, each)._replace(held=learnt),
+        SCORES: scores._replace(held=learnt + n - m),
         UPDATE: _rl_update(mesh, e, each)._replace(held=kept),
     }
+
+
+def model_of(experiment: Experiment, name: str) -> TransformerConfig:
+    """The model that a phase runs.
+
+    >>> model_of(Experiment("quick"), SCORES).width
+    64
+    """
+    return experiment.scorer if name in OF_SCORER else experiment.model
 
 
 def shapes(experiment: Experiment) -> dict[str, Shape]:
@@ -77,8 +106,10 @@ def shapes(experiment: Experiment) -> dict[str, Shape]:
     e, length, longest = experiment, experiment.sampling.length, experiment.prompt_length
     found = {
         SFT: Shape(e.sft.batch_size, longest, 1, length),
+        TRUNK: Shape(e.sft.batch_size, longest, 1, length),
         REWARD: Shape(e.reward.batch_size, longest, 2, length),
         DRAWS: Shape(e.calibrate.chunk, longest, e.calibrate.responses, length),
+        FORESIGHT: Shape(e.foresight.batch_size, longest, e.foresight.responses, length),
     }
     each = Shape(e.align.batch_size, longest, e.align.responses, length)
     return found | dict.fromkeys([PREFILL, SAMPLER, LOG_PROBS, SCORES, UPDATE], each)
@@ -110,8 +141,8 @@ def prefill(mesh: Mesh, model: TransformerConfig, shape: Shape) -> Phase:
         meshes.within(mesh, partial(transformer.prefill, model)),
         in_shardings=(meshes.shardings(mesh, boxed), batch),
     )
-    flops = arithmetic.prefill(model, shape).flops
-    return Phase(lambda: program.lower(nn.unbox(boxed), rows(shape)[0]), shape, flops)
+    cost = stateless(partial(arithmetic.prefill, model))
+    return Phase(lambda: program.lower(nn.unbox(boxed), rows(shape)[0]), shape, cost)
 
 
 def sampler(mesh: Mesh, model: TransformerConfig, law: SamplingConfig, shape: Shape) -> Phase:
@@ -123,14 +154,13 @@ def sampler(mesh: Mesh, model: TransformerConfig, law: SamplingConfig, shape: Sh
     """
     params = nn.unbox(_boxed(model))
     program: Any = programs.make_sample(mesh, model, law, shape.responses)
-    cost = arithmetic.prefill(model, shape), arithmetic.decode(model, shape)
     parts = meshes.batch_parts(mesh) if mesh.shape["tensor"] == 1 else 1
     trips = sampling.longest(law, -(-shape.prompts // parts), shape.responses)
 
     def lower() -> Any:
         return program.lower(params, rows(shape)[0], jax.eval_shape(lambda: jax.random.key(0)))
 
-    return Phase(lower, shape, sum(part.flops for part in cost), trips=trips)
+    return Phase(lower, shape, stateless(partial(arithmetic.sampling, model)), trips=trips)
 
 
 def log_probs(mesh: Mesh, model: TransformerConfig, shape: Shape) -> Phase:
@@ -155,28 +185,30 @@ def forward(
     """
     boxed = _boxed(model)
     params = nn.unbox(reward.with_head(model, boxed) if head else boxed)
-    flops = arithmetic.forward(model, shape, logits=not head).flops
-    return Phase(lambda: program.lower(params, *rows(shape)), shape, flops)
+    cost = stateless(partial(arithmetic.forward, model, logits=not head))
+    return Phase(lambda: program.lower(params, *rows(shape)), shape, cost)
 
 
 def update(
     mesh: Mesh, loss: training.Loss, boxed: Any, config: training.OptimiserConfig, batch: Any,
-    shape: Shape, flops: float,
+    shape: Shape, cost: Callable[[Shape, int], Cost], layout: Any = None,
 ) -> Phase:  # fmt: skip
     """One step of Adam on a loss, from the shapes of boxed parameters and of a batch.
+
+    `layout` is the batch's, as of `training.make_update`.
 
     >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
     >>> boxed, loss = {"w": jax.ShapeDtypeStruct((), "float32")}, lambda p, batch: (p["w"], {})
     >>> shape, adam = Shape(1, 1, 1, 1), training.OptimiserConfig()
-    >>> type(update(mesh, loss, boxed, adam, jnp.zeros(1), shape, 1.0).lower()).__name__
+    >>> type(update(mesh, loss, boxed, adam, jnp.zeros(1), shape, None).lower()).__name__
     'Lowered'
     """
     params, adam = nn.unbox(boxed), training.optimiser(config, 10**6)
     state = jax.eval_shape(
         lambda own: training.TrainState(own, adam.init(own), jnp.zeros((), jnp.int32)), params
     )
-    program: Any = training.make_update(loss, adam, mesh, boxed)
-    return Phase(lambda: program.lower(state, batch), shape, flops)
+    program: Any = training.make_update(loss, adam, mesh, boxed, layout)
+    return Phase(lambda: program.lower(state, batch), shape, cost)
 
 
 def rl_batch(shape: Shape) -> learner.Batch:
@@ -194,22 +226,35 @@ def _rl_update(mesh: Mesh, experiment: Experiment, shape: Shape) -> Phase:
     goal = align.Target(lambda u: u, 0.1, 0.0, 0.5)  # whose numbers change nothing but numbers
     loss = align.loss_of(Run(experiment, Path(), mesh), goal)
     boxed, adam = _boxed(model), experiment.align.optimiser
-    flops = arithmetic.update(model, shape).flops
-    return update(mesh, loss, boxed, adam, rl_batch(shape), shape, flops)
+    cost = partial(arithmetic.update, model)
+    return update(mesh, loss, boxed, adam, rl_batch(shape), shape, cost)
 
 
-def _sft(mesh: Mesh, experiment: Experiment, shape: Shape) -> Phase:
-    """The judge's trunk is trained while π_ref and the reward are kept."""
-    model, boxed = experiment.model, _boxed(experiment.model)
-    flops, adam = arithmetic.update(model, shape).flops, experiment.sft.optimiser
+def _sft(mesh: Mesh, experiment: Experiment, model: TransformerConfig, shape: Shape) -> Phase:
+    boxed, adam, cost = _boxed(model), experiment.sft.optimiser, partial(arithmetic.update, model)
     loss, pairs = partial(language.sft_loss, model), Preferences(*rows(shape._replace(responses=2)))
-    return update(mesh, loss, boxed, adam, pairs, shape, flops)._replace(held=2.0)
+    return update(mesh, loss, boxed, adam, pairs, shape, cost)
 
 
 def _reward(mesh: Mesh, experiment: Experiment, shape: Shape) -> Phase:
-    """The judge is trained while π_ref, the reward and the judge's trunk are kept."""
-    model, adam = experiment.model, experiment.reward.optimiser
-    flops = 3 * arithmetic.forward(model, shape, logits=False).flops
+    model, adam = experiment.scorer, experiment.reward.optimiser
+    cost = partial(arithmetic.update, model, logits=False)
     boxed = reward.with_head(model, _boxed(model))
     loss, pairs = partial(reward.loss, model), Preferences(*rows(shape))
-    return update(mesh, loss, boxed, adam, pairs, shape, flops)._replace(held=3.0)
+    return update(mesh, loss, boxed, adam, pairs, shape, cost)
+
+
+def _foresight(mesh: Mesh, experiment: Experiment, shape: Shape) -> Phase:
+    model, options, trunk = experiment.model, experiment.foresight, _boxed(experiment.model)
+    own: Any = jax.ShapeDtypeStruct((shape.prompts, shape.responses), jnp.float32)
+    running: Any = jax.ShapeDtypeStruct((*own.shape, shape.response), jnp.float32)
+    batch = nn.unbox(trunk), foresight.Batch(*rows(shape), own, running)
+    layout = meshes.shardings(mesh, trunk), meshes.batch_sharding(mesh)
+    loss = partial(foresight.loss, model, options.hold)
+
+    def cost(shape: Shape, shards: int) -> Cost:
+        both = arithmetic.update(model, shape, shards), arithmetic.forward(model, shape)
+        return Cost(sum(each.flops for each in both), sum(each.bytes for each in both))
+
+    boxed = foresight.with_head(model, trunk)
+    return update(mesh, loss, boxed, options.optimiser, batch, shape, cost, layout)

@@ -8,9 +8,12 @@ counted. These are model FLOPs, as in the PaLM paper's utilisation (arXiv 2204.0
 
 from collections.abc import Sequence
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from infalign_jax.lm.layers import TransformerConfig
+
+# Memory that updates were seen to take, over `update_memory`, by `rematerialise`.
+TAKEN: dict[Any, float] = {"nothing": 2.0, "cheap": 1.5, "everything": 1.6}
 
 
 class Shape(NamedTuple):
@@ -86,6 +89,17 @@ def decode(config: TransformerConfig, shape: Shape) -> Cost:
     return Cost(flops, shape.response * step)
 
 
+def sampling(config: TransformerConfig, shape: Shape) -> Cost:
+    """The prompts, and all their responses.
+
+    >>> config, shape = TransformerConfig(), Shape(2, 3, 4, 5)
+    >>> sampling(config, shape).flops == forward(config, shape).flops
+    True
+    """
+    both = prefill(config, shape), decode(config, shape)
+    return Cost(sum(each.flops for each in both), sum(each.bytes for each in both))
+
+
 def forward(config: TransformerConfig, shape: Shape, logits: bool = True) -> Cost:
     """Prompts and responses in one pass, with the vocabulary's logits of every response token.
 
@@ -99,15 +113,17 @@ def forward(config: TransformerConfig, shape: Shape, logits: bool = True) -> Cos
     return Cost(flops, _read(config, embedding=logits) + before.bytes)
 
 
-def update(config: TransformerConfig, shape: Shape) -> Cost:
+def update(config: TransformerConfig, shape: Shape, shards: int = 1, logits: bool = True) -> Cost:
     """Forward and backward pass and Adam: parameters and two moments read and written in float32.
+
+    Those are divided among `shards` devices.
 
     >>> config, shape = TransformerConfig(), Shape(2, 3, 4, 5)
     >>> update(config, shape).flops / forward(config, shape).flops
     3.0
     """
-    once = forward(config, shape)
-    return Cost(3 * once.flops, 3 * once.bytes + 7 * 4 * parameters(config))
+    once = forward(config, shape, logits)
+    return Cost(3 * once.flops, 3 * once.bytes + 7 * 4 * parameters(config) / shards)
 
 
 def sampling_memory(
@@ -138,23 +154,32 @@ def update_memory(config: TransformerConfig, shape: Shape, shards: int = 1) -> i
     products = sum(outer for _, outer in layer_products(config))
     kept = config.width if config.rematerialise == "everything" else config.width + products
     activations = rows * config.layers * kept * config.dtype.itemsize
-    logits = min(config.logits_at_once, shape.tokens * config.vocab_size) * config.wide.itemsize
+    logits = _logits_held(config, shape)
     return int(4 * 4 * parameters(config) / shards + activations + logits)
+
+
+def update_taken(config: TransformerConfig, shape: Shape, shards: int = 1) -> float:
+    """Bytes that an update may take: what it needs at least, times what was seen above that.
+
+    >>> update_taken(TransformerConfig(rematerialise="everything"), Shape(2, 3, 4, 5))
+    3532390.4000000004
+    """
+    return TAKEN[config.rematerialise] * update_memory(config, shape, shards)
 
 
 def scoring_memory(config: TransformerConfig, shape: Shape, shards: int = 1) -> int:
     """Bytes that one pass forward needs at least: parameters, their copy, a layer, logits.
 
-    The parameters, not their copy, are divided among `shards` devices.
+    Both are divided among `shards` devices.
 
     >>> scoring_memory(TransformerConfig(), Shape(2, 3, 4, 5))
     1217280
     """
     rows = shape.prompts * shape.prompt + shape.tokens
     layer = max(outer for _, outer in layer_products(config)) + config.width
-    logits = min(config.logits_at_once, shape.tokens * config.vocab_size) * config.wide.itemsize
+    logits = _logits_held(config, shape)
     kept = _kept(config, shape.prompts * shape.prompt)
-    own = 4 * parameters(config) / shards + _read(config)
+    own = (4 * parameters(config) + _read(config)) / shards
     return int(own + rows * layer * config.dtype.itemsize + kept + logits)
 
 
@@ -185,6 +210,11 @@ def _attention(config: TransformerConfig, pairs: int) -> float:
 
 def _logits(config: TransformerConfig) -> float:
     return 2.0 * config.width * config.vocab_size
+
+
+def _logits_held(config: TransformerConfig, shape: Shape) -> int:
+    """Bytes of the logits that are held at once."""
+    return min(config.logits_at_once, shape.tokens * config.vocab_size) * config.wide.itemsize
 
 
 def _read(config: TransformerConfig, embedding: bool = True) -> float:

@@ -78,6 +78,8 @@ def account(
             if found := collectives.received(each, computation, mesh, count):
                 channel = CHANNEL.search(each.attributes)
                 key = channel[1] if channel else f"{name} {each.name}"
+                if each.opcode == "recv":  # whose channels are numbered apart
+                    key = f"recv {key}"
                 if key not in network or found.bytes > network[key].bytes:
                     network[key] = found
             if called := kernel(each, computation):
@@ -169,10 +171,13 @@ def _moved(each: Instruction, computation: Computation, module: Module) -> float
     if each.opcode in FREE or each.opcode.endswith("-done") or "AllocateBuffer" in each.attributes:
         return 0.0
     if each.opcode == "fusion":
-        return _moved_by_fusion(each, computation, module.computations[each.computations()[0]])
+        return _moved_by_fusion(each, computation, module)
     if each.opcode == "copy-start":
         return float(_far(each.arrays[:2]))
     sources = [_arrays(name, computation) for name in each.operands]
+    if each.opcode.removesuffix("-start") in SLICES and each.opcode.endswith("-start"):
+        taken = each.arrays[len(each.operands)]  # after the operands, in a tuple with them
+        return float(_far([taken]) + (taken.bytes if _far(sources[0]) else 0))
     if each.opcode in SLICES:
         return float(_far(each.arrays)) + (each.arrays[0].bytes if _far(sources[0]) else 0)
     if each.opcode in ("dynamic-update-slice", "scatter"):
@@ -183,17 +188,13 @@ def _moved(each: Instruction, computation: Computation, module: Module) -> float
     return float(_far(each.arrays) + sum(map(_far, sources)))
 
 
-def _moved_by_fusion(each: Instruction, computation: Computation, body: Computation) -> float:
-    users: dict[str, list[Instruction]] = {}
-    for inside in body.values():
-        for name in inside.operands:
-            users.setdefault(name, []).append(inside)
-    total = 0.0
+def _moved_by_fusion(each: Instruction, computation: Computation, module: Module) -> float:
+    body, total = module.computations[each.computations()[0]], 0.0
     for inside in body.values():
         if inside.opcode == "parameter":
             given = _arrays(each.operands[int(inside.operands[0])], computation)
             if _far(given):
-                total += min(_taken(inside, users), _size(given))
+                total += min(_taken(inside, body, module), _size(given))
     root = next(inside for inside in body.values() if inside.root)
     parts = [body[name] for name in root.operands] if root.opcode == "tuple" else [root]
     for part, result in zip(parts, each.arrays, strict=False):
@@ -205,12 +206,18 @@ def _moved_by_fusion(each: Instruction, computation: Computation, body: Computat
     return total
 
 
-def _taken(value: Instruction, users: Mapping[str, list[Instruction]]) -> float:
+def _taken(value: Instruction, body: Computation, module: Module) -> float:
     """Bytes of an operand that its users within a fusion read."""
     total = 0.0
-    for user in users.get(value.name, []):
+    for user in (each for each in body.values() if value.name in each.operands):
         if user.opcode == "bitcast":
-            total += _taken(user, users)
+            total += _taken(user, body, module)
+        elif user.opcode == "fusion":
+            nested = module.computations[user.computations()[0]]
+            number = str(user.operands.index(value.name))
+            inside = (each for each in nested.values() if each.opcode == "parameter")
+            inner = next(each for each in inside if each.operands == (number,))
+            total += _taken(inner, nested, module)
         elif user.opcode in SLICES and user.operands[0] == value.name:
             total += _size(user.arrays)
         elif user.opcode != "dynamic-update-slice" or user.operands[0] != value.name:

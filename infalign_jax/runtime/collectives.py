@@ -8,7 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from infalign_jax.runtime.hlo import Computation, Instruction
+from infalign_jax.runtime.mesh import BETWEEN
 
+# How XLA has a TPU receive what was summed or gathered over slices: through its host.
+FROM_SLICES = re.compile(r'xla_megascale_runtime.*rendezvous="([a-z-]+)')
 KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
 
@@ -29,6 +32,9 @@ def received(
     >>> received(Instruction("x", "f32[]", "add", (), ""), {}, {"data": 2}, 1.0) is None
     True
     """
+    if (found := FROM_SLICES.search(each.attributes)) and each.opcode == "recv":
+        own, size, kind = float(each.arrays[0].bytes), mesh[BETWEEN], found[1]
+        return Collective(kind, (BETWEEN,), count, count * own * _share(kind, size))
     kind = each.opcode.removesuffix("-start")
     if kind not in KINDS:
         return None
@@ -42,11 +48,15 @@ def received(
     )
     members = groups(each.attributes, prod(mesh.values()))
     size = max(map(len, members), default=1)
+    return Collective(kind, _axes(members, mesh), count, count * own * _share(kind, size))
+
+
+def _share(kind: str, size: int) -> float:
+    """What each of `size` devices receives, over what it gives."""
     share = {
         "all-gather": size - 1.0, "all-reduce": 2 * (size - 1) / size, "collective-permute": 1.0,
     }  # fmt: skip
-    total = count * own * share.get(kind, (size - 1) / size)
-    return Collective(kind, _axes(members, mesh), count, total)
+    return share.get(kind, (size - 1) / size)
 
 
 def summed(found: Iterable[Collective]) -> tuple[Collective, ...]:

@@ -21,6 +21,7 @@ NAME = re.compile(r"%([\w.\-]+)")
 INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.*)$")
 CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+LOOP = ("body", "condition")
 TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
 
 
@@ -144,9 +145,6 @@ def loop(instruction: Instruction) -> tuple[str, str] | None:
     found = (re.search(rf"{part}=%([\w.\-]+)", instruction.attributes) for part in LOOP)
     body, condition = (match[1] for match in found if match)
     return body, condition
-
-
-LOOP = ("body", "condition")
 
 
 def _trips(each: Instruction, condition: Computation, outside: Computation) -> int | None:

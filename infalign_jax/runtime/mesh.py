@@ -23,6 +23,7 @@ Operands = ParamSpec("Operands")
 Result = TypeVar("Result")
 
 AXES = ("replica", "data", "fsdp", "tensor")
+BETWEEN = "replica"  # the axis along which slices are joined
 BATCH = ("replica", "data", "fsdp")  # which divide batches
 RULES = (  # logical axis of a parameter -> axis of the mesh
     ("vocab", "tensor"),

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from infalign_jax.runtime.chips import CHIPS, Chip
+from infalign_jax.runtime import slices
+from infalign_jax.runtime.chips import CHIPS, GPUS, MOST_GPUS, Chip
 
 EXTRA = 'pip install "infalign-jax[tpu-plan]"'
 EXAMPLES = {"v4": "v4:2x2x1", "v5e": "v5e:4x4", "v5p": "v5p:2x2x1", "v6e": "v6e:4x4"}
-KINDS = (*EXAMPLES, "cpu")
+KINDS = (*EXAMPLES, *GPUS, "cpu")
 ALONE = {  # libtpu on a machine without a TPU
     "TPU_SKIP_MDS_QUERY": "1",  # else it asks Google's servers what the machine is
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a compiler needs no device, and so no lock on one
@@ -24,30 +25,46 @@ ALONE = {  # libtpu on a machine without a TPU
 class Topology(NamedTuple):
     """Devices of one kind; `chip` has their peaks, and is None of a CPU's.
 
-    >>> Topology("cpu:1", tuple(jax.devices()[:1]), None).name
-    'cpu:1'
+    >>> Topology("h100:8", (), GPUS["h100"], 8).compiles
+    False
     """
 
     name: str
-    devices: tuple[Any, ...]
+    devices: tuple[Any, ...]  # none where there is no compiler for them
     chip: Chip | None
+    unseen: int = 0  # how many there are of those
+
+    @property
+    def chips(self) -> int:
+        """How many there are."""
+        return len(self.devices) or self.unseen
+
+    @property
+    def compiles(self) -> bool:
+        """Whether programs can be compiled for it."""
+        return bool(self.devices)
 
 
 def described(name: str) -> Topology:
     """The devices of `v5e:4x4`, `v4:2x2x1` and their like, or of `cpu:8`, which must be there.
 
-    Raises ValueError for a topology that there
-    is not, where libtpu, which has the TPU compiler, is not installed, and for more CPU devices
-    than JAX was told to make.
+    `v5e-16` names them too, and `2xv5e-256` or `2xv5e:16x16` several slices (see `slices`).
+
+    Of GPUs, `h100:8`, it tells how many they are and what they can do: there is no compiler for
+    those that are not there.
+
+    Raises ValueError for a topology that there is not, where libtpu, which has the TPU compiler, is
+    not installed, and for more CPU devices than JAX was told to make.
 
     >>> described("v5f:4x4")
     Traceback (most recent call last):
-    ValueError: --topology: expected v4, v5e, v5p, v6e or cpu with its sizes, got v5f:4x4; \
-write for example v5e:4x4
+    ValueError: --topology: expected v4, v5e, v5p, v6e, a100, h100, h200, b200 or cpu with its \
+sizes, got v5f:4x4; write for example v5e:4x4
     """
-    kind, _, sizes = name.partition(":")
-    example = EXAMPLES.get(kind, "v5e:4x4")
-    as_many = kind == "cpu" or sizes.count("x") == example.count("x")
+    several, shape = _slices(name)
+    kind, _, sizes = shape.partition(":")
+    example = EXAMPLES.get(kind, f"{kind}:8" if kind in KINDS else "v5e:4x4")
+    as_many = sizes.count("x") == example.count("x")
     if kind not in KINDS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes) or not as_many:
         raise ValueError(
             f"--topology: expected {', '.join(KINDS[:-1])} or cpu with its sizes, got {name}; "
@@ -56,7 +73,22 @@ write for example v5e:4x4
     numbers = tuple(map(int, sizes.split("x")))
     if kind == "cpu":
         return Topology(name, _cpus(prod(numbers)), None)
-    return Topology(name, _chips(kind, name, numbers), CHIPS[kind])
+    if kind in GPUS:
+        if numbers[0] > MOST_GPUS:
+            raise ValueError(
+                f"--topology: expected at most {MOST_GPUS} GPUs, one machine's, got {name}; plan "
+                f"for {kind}:{MOST_GPUS}, of which several machines hold copies"
+            )
+        return Topology(name, (), GPUS[kind], numbers[0])
+    return Topology(name, _chips(kind, shape, numbers, several), CHIPS[kind])
+
+
+def _slices(name: str) -> tuple[int, str]:
+    """How many slices, and each one's kind and sizes."""
+    if found := slices.named(name):
+        return found.slices, f"{found.kind}:{found.shape}"
+    several, times, shape = name.partition("x")
+    return (int(several), shape) if several.isdecimal() and times and int(several) else (1, name)
 
 
 def _cpus(count: int) -> tuple[Any, ...]:
@@ -69,7 +101,7 @@ def _cpus(count: int) -> tuple[Any, ...]:
     return tuple(devices[:count])
 
 
-def _chips(kind: str, name: str, sizes: tuple[int, ...]) -> tuple[Any, ...]:
+def _chips(kind: str, name: str, sizes: tuple[int, ...], several: int) -> tuple[Any, ...]:
     if util.find_spec("libtpu") is None:
         raise ValueError(f"--topology: expected libtpu for {name}, got none installed; {EXTRA}")
     for variable, value in ALONE.items():
@@ -77,7 +109,7 @@ def _chips(kind: str, name: str, sizes: tuple[int, ...]) -> tuple[Any, ...]:
     from jax.experimental import topologies
 
     host = tuple(min(size, most) for size, most in zip((*sizes, 1), (2, 2, 1), strict=False))
-    options: dict[str, Any] = {"chips_per_host_bounds": host}
+    options: dict[str, Any] = {"chips_per_host_bounds": host, "num_slices": several}
     if kind == "v4":
         options["chip_config_name"] = "megacore"  # as TPU machines have it: a chip is one device
     try:

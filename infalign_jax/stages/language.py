@@ -187,20 +187,22 @@ def anticipate(run: Run, policy: Model, reference: Reference) -> Model:
     digest = digests.digest("foresight", reference.digest, options, experiment.seed)
     boxed = foresight.with_head(config, run.boxed)
     layout = meshes.shardings(run.mesh, boxed)
-    loss = partial(foresight.loss, config, options.hold, policy.params)
+    loss = partial(foresight.loss, config, options.hold)
+    given = meshes.shardings(run.mesh, run.boxed), meshes.batch_sharding(run.mesh)
     transform = training.optimiser(options.optimiser, options.steps)
 
     def make() -> tuple[Params, dict[str, Any]]:
         start = foresight.with_head(config, policy.params)
         state = training.initial_state(run.mesh, boxed, start, transform)
-        update = training.make_update(loss, transform, run.mesh, boxed)
+        update = training.make_update(loss, transform, run.mesh, boxed, given)
         rows = np.arange(len(reference.rewards))
         batches = minibatches(rows, options.batch_size, experiment.seed * 10 + 3)
         tokens = options.batch_size * options.responses * experiment.sampling.length
-        return fit(
-            run, "foresight", digest, state, update, batches, options.steps, tokens,
-            lambda _, rows, step: stored_batch(run, reference, rows, step, options.responses),
-        )  # fmt: skip
+
+        def prepare(_: Params, rows: np.ndarray, step: int) -> tuple[Params, foresight.Batch]:
+            return policy.params, stored_batch(run, reference, rows, step, options.responses)
+
+        return fit(run, "foresight", digest, state, update, batches, options.steps, tokens, prepare)
 
     params, info = stored(run, "foresight", digest, abstract(boxed, layout), make)
     return Model(params["trunk"], digest, info)

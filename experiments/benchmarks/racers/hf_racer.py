@@ -47,10 +47,11 @@ def wait(work: Work) -> None:
 def generation(work: Work, settings: dict[str, object]) -> GenerationConfig:
     """Exactly T tokens, since no token ends a response, at temperature 1 and nothing truncated."""
     static = {"cache_implementation": "static"} if settings["cache"] == "static" else {}
-    compiled = CompileConfig() if settings["compile"] else None
-    if compiled is not None and work.device == "cpu":
-        compiled = CompileConfig(mode="default")
-        compiled._compile_all_devices = True  # otherwise not on a CPU
+    cpu = work.device == "cpu"
+    compiled = None
+    if settings["compile"]:
+        compiled = CompileConfig(mode="default" if cpu else "reduce-overhead")
+        compiled._compile_all_devices = cpu  # otherwise not on a CPU
     return GenerationConfig(
         max_new_tokens=work.response, do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
         eos_token_id=None, pad_token_id=0, compile_config=compiled,
