@@ -19,70 +19,22 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 
 import trial
+from trial import Base, Row, again, base, check
 
-
-class Row(NamedTuple):
-    """One drill."""
-
-    drill: str
-    happened: str
-    code: str
-    lost: str  # steps
-    wrong: str  # results
-
-
-class Base(NamedTuple):
-    """Runs to start from and to compare with, by the number of hosts."""
-
-    root: Path
-    prepared: Path
-    whole: dict[int, Path]
-
-    def fresh(self, name: str) -> Path:
-        return trial.copied(self.prepared, self.root / name)
-
-
-def base(root: Path) -> Base:
-    """A run up to `align`, and what comes of it undisturbed with one host and with two."""
-    prepared = root / "prepared"
-    check(trial.finish(prepared, stage="foresight"))
-    whole = {}
-    for hosts in (1, 2):
-        whole[hosts] = trial.copied(prepared, root / f"whole-{hosts}")
-        check(trial.finish(whole[hosts], hosts=hosts))
-    return Base(root, prepared, whole)
-
-
-def check(ends: list[trial.End]) -> None:
-    for end in ends:
-        if end.code:
-            raise RuntimeError(f"expected a run to end well, got {end.code}: {end.said[-2000:]}")
-
-
-def again(drill: str, out: Path, found: Base, happened: str, code: object, hosts: int = 1) -> Row:
-    """The row of a run that was disturbed, after it has been started again and has ended."""
-    step, good = trial.last_step(out), trial.newest(out)
-    ends = trial.finish(out, hosts=hosts)
-    check(ends)
-    told = [line for line in ends[0].said.splitlines() if "damaged" in line]
-    if told:
-        happened += "; then: " + trial.End(0, told[0], 0).last
-    wrong = trial.difference(out, found.whole[hosts])
-    return Row(drill, happened, str(code), str(max(0, step - good)), wrong)
+import infalign_jax
 
 
 def kill_hosts(found: Base, kills: int) -> Iterator[Row]:
     """kill -9 of one of two hosts at random moments, the same run again and again until it ends."""
     draw, out, number = random.Random(0), found.fresh("kill_hosts"), 0
     while number < kills:
-        before = trial.last_step(out)
+        begun = time.time()
         both = trial.start(out, hosts=2)
-        going = trial.wait_until(lambda: trial.last_step(out) > before, both)  # noqa: B023
+        going = trial.wait_until(lambda: trial.trained_since(out, begun), both)  # noqa: B023
         time.sleep(draw.uniform(0, 3))
         lost = draw.randrange(2)
         if not going or both[1 - lost].poll() is not None:
@@ -130,7 +82,7 @@ def kill_while_saving(found: Base, _: int) -> Iterator[Row]:
     ):
         out = found.fresh("mid_rename")
         first = AT_RENAME.format(which=which, name=name)
-        [process] = trial.start(out, first=first)
+        [process] = trial.start(out, first=[first])
         end = trial.ended(process)
         left = "; ".join(sorted(path.name for path in trial.kept(out).glob("*step-*")))
         yield again(drill, out, found, f"left behind: {left}", end.code)
@@ -156,6 +108,23 @@ def damage(found: Base, _: int) -> Iterator[Row]:
             at = len(content) // 2
             file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         yield again(f"kill -9, then a file {how}", out, found, f"step {step} damaged", end.code)
+
+
+FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, -1))"
+
+
+def disk_of_one(found: Base, _: int) -> Iterator[Row]:
+    """One of two hosts can write no file above 20 kB: its shards of a checkpoint are larger."""
+    for full in (1, 0):
+        out = found.fresh("disk_of_one")
+        firsts = [FULL if host == full else "" for host in range(2)]
+        ends = [trial.ended(p) for p in trial.start(out, hosts=2, first=firsts)]
+        codes = ", ".join(str(end.code) for end in ends)
+        happened = f"{ends[full].last}; the other after {ends[1 - full].seconds:.0f} s more: "
+        yield again(
+            f"full disk on host {full} of two", out, found,
+            happened + ends[1 - full].last, codes, 2,
+        )  # fmt: skip
 
 
 DISK = """
@@ -202,6 +171,25 @@ def disk(found: Base, _: int) -> Iterator[Row]:
     yield again("read-only output directory, then writable", out, found, end.last, end.code)
 
 
+def others(found: Base, _: int) -> Iterator[Row]:
+    """Two hosts with other code, or with another configuration."""
+    other, package = found.root / "other", Path(infalign_jax.__file__).parent
+    trial.copied(package, other / package.name)
+    with open(other / package.name / "__init__.py", "a") as file:
+        file.write("# of another revision\n")
+    path = f"import os; os.environ['PYTHONPATH'] = {str(other)!r}"  # of the child that runs
+    tries: dict[str, tuple[list[str], str]] = {
+        "other code on host 1": ([], path),
+        "another configuration on host 1": (["--set=seed=1"], ""),
+    }
+    for drill, (settings, first) in tries.items():
+        out = found.fresh("others")
+        both = trial.start(out, hosts=2, first=["", first], own=[[], settings])
+        ends = [trial.ended(process) for process in both]
+        codes = ", ".join(str(end.code) for end in ends)
+        yield again(drill, out, found, ends[1].last, codes, 2)
+
+
 def numbers(found: Base, _: int) -> Iterator[Row]:
     """A loss that is not finite."""
     absurd = [f"--set=align.optimiser.{x}" for x in ("learning_rate=1e38", "warmup_steps=0")]
@@ -230,7 +218,16 @@ def signals(found: Base, _: int) -> Iterator[Row]:
 
 DRILLS = {
     drill.__name__: drill
-    for drill in (signals, kill_while_saving, damage, disk, numbers, kill_hosts)
+    for drill in (
+        signals,
+        kill_while_saving,
+        damage,
+        disk,
+        disk_of_one,
+        others,
+        numbers,
+        kill_hosts,
+    )
 }
 
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,21 +55,26 @@ def command(words: list[str], first: str = "") -> list[str]:
 
 
 def start(
-    out: Path, *settings: str, hosts: int = 1, first: str = "", stage: str = "align"
-) -> list[Process]:
-    """A process for each host, in a group of its own; `first` is run before the command."""
-    words, where = arguments(out, *settings, stage=stage), address()
-    joined = [
-        ["--coordinator", where, "--num-processes", str(hosts), "--process-id", str(i)]
-        for i in range(hosts)
-    ]
-    return [
-        subprocess.Popen(
-            command(words + (own if hosts > 1 else []), first),
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )
-        for own in joined
-    ]  # fmt: skip
+    out: Path, *settings: str, hosts: int = 1, stage: str = "align",
+    first: Sequence[str] = ("", ""), own: Sequence[Sequence[str]] = ((), ()),
+) -> list[Process]:  # fmt: skip
+    """A process for each host, in a group of its own.
+
+    A host has a program that runs `first` in its process, and settings of its `own`.
+    """
+    where, started = address(), []
+    for host in range(hosts):
+        words = arguments(out, *settings, *own[host], stage=stage)
+        if hosts > 1:
+            joined = {"--coordinator": where, "--num-processes": hosts, "--process-id": host}
+            words += [str(word) for pair in joined.items() for word in pair]
+        started.append(
+            subprocess.Popen(
+                command(words, first[host]), text=True, start_new_session=True,
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            )
+        )  # fmt: skip
+    return started
 
 
 def ended(process: Process) -> End:
@@ -110,6 +115,11 @@ def last_step(out: Path) -> int:
     return max((line["step"] for line in lines(out)), default=0)
 
 
+def trained_since(out: Path, moment: float) -> bool:
+    path = out / "metrics.jsonl"
+    return path.exists() and path.stat().st_mtime > moment
+
+
 def kept(out: Path) -> Path:
     """Where the checkpoints of the stage under way are."""
     return next(iter((out / "progress").glob("align-*")), out / "progress" / "none")
@@ -143,3 +153,55 @@ def copied(source: Path, out: Path) -> Path:
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(source, out)
     return out
+
+
+class Row(NamedTuple):
+    """One drill."""
+
+    drill: str
+    happened: str
+    code: str
+    lost: str  # steps
+    wrong: str  # results
+
+
+class Base(NamedTuple):
+    """Runs to start from and to compare with, by the number of hosts."""
+
+    root: Path
+    prepared: Path
+    whole: dict[int, Path]
+
+    def fresh(self, name: str) -> Path:
+        return copied(self.prepared, self.root / name)
+
+
+def base(root: Path) -> Base:
+    """A run up to `align`, and what comes of it undisturbed with one host and with two."""
+    prepared = root / "prepared"
+    check(finish(prepared, stage="foresight"))
+    whole = {}
+    for hosts in (1, 2):
+        whole[hosts] = root / f"whole-{hosts}"
+        if not whole[hosts].exists():
+            copied(prepared, whole[hosts])
+        check(finish(whole[hosts], hosts=hosts))
+    return Base(root, prepared, whole)
+
+
+def check(ends: list[End]) -> None:
+    for end in ends:
+        if end.code:
+            raise RuntimeError(f"expected a run to end well, got {end.code}: {end.said[-2000:]}")
+
+
+def again(drill: str, out: Path, found: Base, happened: str, code: object, hosts: int = 1) -> Row:
+    """The row of a run that was disturbed, after it has been started again and has ended."""
+    step, good = last_step(out), newest(out)
+    ends = finish(out, hosts=hosts)
+    check(ends)
+    told = [line for line in ends[0].said.splitlines() if "damaged" in line]
+    if told:
+        happened += "; then: " + End(0, told[0], 0).last
+    wrong = difference(out, found.whole[hosts])
+    return Row(drill, happened, str(code), str(max(0, step - good)), wrong)
