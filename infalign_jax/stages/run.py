@@ -167,6 +167,9 @@ def fit(
 ) -> tuple[Params, dict[str, Any]]:  # fmt: skip
     """Trains to `steps`, from the last checkpoint if there is one: (parameters, info).
 
+    The checkpoint may be of another mesh or number of hosts; one is written every so many steps
+    while training goes on.
+
     `batches` is a Grain iterator; `prepare` makes of its rows what `update` takes (default: lays
     them on the mesh). The metrics of a step are fetched after the next one is under way. Info has
     the `seconds` that all steps took and the `tokens_per_second` of this process, its first step
