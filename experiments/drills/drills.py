@@ -40,7 +40,7 @@ def kill_hosts(found: Base, kills: int) -> Iterator[Row]:
         if not going or both[1 - lost].poll() is not None:
             check([trial.ended(process) for process in both])
             yield Row(
-                "(the run came to its end)", "", "0", "0", trial.difference(out, found.whole[2])
+                "(the run came to its end)", "", "0", "0", trial.difference(out, found.whole(2))
             )
             out = found.fresh("kill_hosts")
             continue
@@ -69,7 +69,7 @@ def kill_while_saving(found: Base, _: int) -> Iterator[Row]:
     """kill -9 while arrays are being written, before the rename, and while an old one goes."""
     out = found.fresh("mid_array")
     [process] = trial.start(out)
-    temporary = ".step-00000150.tmp/arrays*"
+    temporary = ".step-00000050.tmp/arrays*"
     trial.wait_until(lambda: any(trial.kept(out).glob(temporary)), [process], pause=0.0005)
     process.kill()
     end = trial.ended(process)
@@ -77,8 +77,8 @@ def kill_while_saving(found: Base, _: int) -> Iterator[Row]:
     happened = f"left behind: {left}"
     yield again("kill -9 while arrays are written", out, found, happened, end.code)
     for drill, which, name in (
-        ("kill -9 before the rename", 0, "step-00000150.tmp"),
-        ("kill -9 before an old one is set aside", 1, "step-00000130.old"),
+        ("kill -9 before the rename", 0, "step-00000050.tmp"),
+        ("kill -9 before an old one is set aside", 1, "step-00000030.old"),
     ):
         out = found.fresh("mid_rename")
         first = AT_RENAME.format(which=which, name=name)
@@ -93,7 +93,7 @@ def damage(found: Base, _: int) -> Iterator[Row]:
     for how in ("cut", "flipped", "missing"):
         out = found.fresh("damage")
         [process] = trial.start(out)
-        trial.wait_until(lambda: trial.last_step(out) >= 100, [process])  # noqa: B023
+        trial.wait_until(lambda: trial.last_step(out) >= 45, [process])  # noqa: B023
         process.kill()
         end = trial.ended(process)
         step = trial.newest(out)
@@ -110,11 +110,11 @@ def damage(found: Base, _: int) -> Iterator[Row]:
         yield again(f"kill -9, then a file {how}", out, found, f"step {step} damaged", end.code)
 
 
-FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, -1))"
+FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, -1))"
 
 
 def disk_of_one(found: Base, _: int) -> Iterator[Row]:
-    """One of two hosts can write no file above 20 kB: its shards of a checkpoint are larger."""
+    """One of two hosts can write no file above 2 kB: its part of a checkpoint is larger."""
     for full in (1, 0):
         out = found.fresh("disk_of_one")
         firsts = [FULL if host == full else "" for host in range(2)]
@@ -147,7 +147,8 @@ def disk(found: Base, _: int) -> Iterator[Row]:
     for place in (out, notes):
         place.mkdir(exist_ok=True)
     run = shlex.join(trial.command(trial.arguments(out)))
-    size = sum(f.stat().st_size for f in found.prepared.rglob("*") if f.is_file()) // 1024 + 1400
+    used = sum(-(-f.stat().st_size // 4096) * 4 for f in found.prepared.rglob("*") if f.is_file())
+    size = used + 560  # kB: two checkpoints, and a half
     names = {name: shlex.quote(str(notes / name)) for name in ("said", "code", "left")}
     after = (
         f"mount -o remount,size=1g {out} && {run} && rm -rf {notes}/run && cp -r {out} {notes}/run"
@@ -161,7 +162,7 @@ def disk(found: Base, _: int) -> Iterator[Row]:
         return
     end = trial.End(int((notes / "code").read_text()), (notes / "said").read_text(), 0)
     left = ", ".join((notes / "left").read_text().split())
-    wrong = trial.difference(notes / "run", found.whole[1])
+    wrong = trial.difference(notes / "run", found.whole(1))
     yield Row("full disk, then room again", f"{end.last}; kept: {left}", str(end.code), "", wrong)
     out = found.fresh("read_only")
     run = shlex.join(trial.command(trial.arguments(out)))

@@ -32,7 +32,7 @@ experiment = Experiment(
     reward=FIT,
     calibrate=CalibrateConfig(prompts=8, responses=8, chunk=4),
     foresight=ForesightConfig(steps=3, batch_size=4, responses=4),
-    align=AlignConfig(steps=300, batch_size=4, responses=8),
+    align=AlignConfig(steps=100, batch_size=4, responses=8),
     policies=(PolicyConfig("exponential(10)", kl=0.5),),
     evaluate=EvaluateConfig(
         prompts=4, responses=8, reference_responses=24, chunk=4, procedures=("best_of_4",)

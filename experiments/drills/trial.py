@@ -166,27 +166,27 @@ class Row(NamedTuple):
 
 
 class Base(NamedTuple):
-    """Runs to start from and to compare with, by the number of hosts."""
+    """Where all runs are, and one that has all that comes before `align`, to start from."""
 
     root: Path
     prepared: Path
-    whole: dict[int, Path]
 
     def fresh(self, name: str) -> Path:
         return copied(self.prepared, self.root / name)
 
+    def whole(self, hosts: int) -> Path:
+        """What comes of it undisturbed."""
+        out = self.root / f"whole-{hosts}"
+        if not list((out / "stages").glob("align-*")):
+            copied(self.prepared, out)
+            check(finish(out, hosts=hosts))
+        return out
+
 
 def base(root: Path) -> Base:
-    """A run up to `align`, and what comes of it undisturbed with one host and with two."""
-    prepared = root / "prepared"
-    check(finish(prepared, stage="foresight"))
-    whole = {}
-    for hosts in (1, 2):
-        whole[hosts] = root / f"whole-{hosts}"
-        if not whole[hosts].exists():
-            copied(prepared, whole[hosts])
-        check(finish(whole[hosts], hosts=hosts))
-    return Base(root, prepared, whole)
+    found = Base(root, root / "prepared")
+    check(finish(found.prepared, stage="foresight"))
+    return found
 
 
 def check(ends: list[End]) -> None:
@@ -203,5 +203,5 @@ def again(drill: str, out: Path, found: Base, happened: str, code: object, hosts
     told = [line for line in ends[0].said.splitlines() if "damaged" in line]
     if told:
         happened += "; then: " + End(0, told[0], 0).last
-    wrong = difference(out, found.whole[hosts])
+    wrong = difference(out, found.whole(hosts))
     return Row(drill, happened, str(code), str(max(0, step - good)), wrong)
