@@ -3,8 +3,8 @@
 import math
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +14,9 @@ from jax.sharding import Mesh
 
 from infalign_jax import programs
 from infalign_jax.experiment import Experiment
-from infalign_jax.runtime import checkpoint, hosts, stopping
+from infalign_jax.runtime import checkpoint, hosts, progress, stopping
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.events import Write, scalars
-from infalign_jax.runtime.files import discard
 from infalign_jax.runtime.metrics import Advance, MetricsLog, phase
 from infalign_jax.training import Metrics, TrainState
 
@@ -90,7 +89,7 @@ def stored(
     info = {"seconds": time.monotonic() - began} | info
     checkpoint.save(path, tree, digest=digest, info=info)
     if hosts.first():
-        discard(_progress(run, stage, digest))
+        progress.clear(_progress(run, stage, digest), run.experiment.keep)
     return tree, info
 
 
@@ -128,7 +127,7 @@ class _Fit(NamedTuple):
     run: Run
     stage: str
     policy: str | None
-    progress: Path
+    saver: progress.Saver
     began: float  # as if all its steps had been taken in this process
     advance: Advance
     write: Write
@@ -147,8 +146,8 @@ class _Fit(NamedTuple):
             self.write(step, numbers)
         if not all(map(math.isfinite, numbers.values())):
             bad = next(name for name, value in numbers.items() if not math.isfinite(value))
-            good = checkpoint.latest_step(self.progress)
-            kept = f"step {good} in {self.progress}" if good else "none: it broke before the first"
+            good, where = self.saver.newest(), self.saver.directory
+            kept = f"step {good} in {where}" if good else "none: it broke before the first"
             raise FloatingPointError(
                 f"{self.policy or self.stage}: expected finite numbers, got {bad} = {numbers[bad]} "
                 f"at step {step} (last good checkpoint: {kept}); lower the learning rate"
@@ -156,12 +155,20 @@ class _Fit(NamedTuple):
         shown = [n for n in ("loss", "accuracy", "kl", "final_error", "quantile") if n in numbers]
         self.advance(step, **{name: numbers[name] for name in shown[:3]})
 
+    def keep(self, step: int, state: TrainState, batches: Any) -> None:
+        """Begins to write a checkpoint of the state after so many steps."""
+        info = {"batches": batches.get_state(), "seconds": self.seconds, "draws": _draws(self.run)}
+        self.saver.save(step, state, info)
+
 
 def fit(
     run: Run, stage: str, digest: str, state: TrainState, update: Update, batches: Any,
     steps: int, tokens: int, prepare: Prepare | None = None, policy: str | None = None,
 ) -> tuple[Params, dict[str, Any]]:  # fmt: skip
     """Trains to `steps`, from the last checkpoint if there is one: (parameters, info).
+
+    The checkpoint may be of another mesh or number of hosts; one is written every so many steps
+    while training goes on.
 
     `batches` is a Grain iterator; `prepare` makes of its rows what `update` takes (default: lays
     them on the mesh). The metrics of a step are fetched after the next one is under way. Info has
@@ -183,15 +190,11 @@ def fit(
     >>> float(params["w"]), info["steps"]
     (-0.5, 3)
     """
-    directory = _progress(run, stage, digest)
-    start, state, spent = _resumed(stage, directory, state, batches)
+    start, state, spent = _resumed(run, stage, digest, state, batches)
     hosts.shared(lambda: run.log.rewind(stage, policy, start + 1))
     first = time.monotonic()
     pending: tuple[int, Metrics] | None = None
-    folder = run.out / "tensorboard" / (policy or stage)
-    events = scalars(folder, start + 1) if hosts.first() else nullcontext(lambda *_: None)
-    with phase(policy or stage, steps) as advance, events as write, stopping.loop():
-        own = _Fit(run, stage, policy, directory, time.monotonic() - spent, advance, write)
+    with _under_way(run, stage, digest, policy, steps, start, spent) as own:
         for step in range(start, steps):
             rows = next(batches)
             with jax.transfer_guard("disallow"):
@@ -208,9 +211,9 @@ def fit(
                 own.record(pending)
                 pending = None
                 if stop or not last:
-                    info = {"batches": batches.get_state(), "seconds": own.seconds}
-                    checkpoint.save_step(directory, step + 1, state, info)
+                    own.keep(step + 1, state, batches)
             if stop:
+                own.saver.join()
                 raise stopping.Stopped
     info = {"seconds": own.seconds, "steps": steps}
     if steps - start > 1:
@@ -219,20 +222,45 @@ def fit(
     return state.params, info
 
 
+@contextmanager
+def _under_way(
+    run: Run, stage: str, digest: str, policy: str | None, steps: int, start: int, spent: float
+) -> Iterator[_Fit]:
+    """What is shown, logged and kept while a training loop goes from `start` to `steps`."""
+    folder = run.out / "tensorboard" / (policy or stage)
+    events = scalars(folder, start + 1) if hosts.first() else nullcontext(lambda *_: None)
+    saving = progress.saving(_progress(run, stage, digest), digest, run.experiment.keep)
+    shown = phase(policy or stage, steps)
+    began = time.monotonic() - spent
+    with shown as advance, events as write, stopping.loop(), saving as saver:
+        yield _Fit(run, stage, policy, saver, began, advance, write)
+
+
 def _resumed(
-    stage: str, directory: Path, state: TrainState, batches: Any
+    run: Run, stage: str, digest: str, state: TrainState, batches: Any
 ) -> tuple[int, TrainState, float]:
     """The steps done, the state after them and the seconds they took, by the last checkpoint."""
-    start = checkpoint.latest_step(directory)
+    directory = _progress(run, stage, digest)
+    start = progress.latest_step(directory, lambda line: say(f"{stage}  {line}"))
     if start is None:
         return 0, state, 0.0
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
     )
-    state, info = checkpoint.restore_step(directory, start, like)
+    state, info = progress.restore(directory, start, like, digest)
+    if info["draws"] != (draws := _draws(run)):
+        raise ValueError(
+            f"expected a checkpoint with draws {draws} in {directory}, got {info['draws']}; set "
+            "JAX's options of random numbers as they were, or delete it"
+        )
     batches.set_state(info["batches"])
     say(f"{stage}  goes on from step {start}")
     return start, state, info["seconds"]
+
+
+def _draws(run: Run) -> dict[str, Any]:
+    """The seed and the first draws from it, by which other options or versions show."""
+    return {"seed": run.experiment.seed, "first": jax.random.bits(run.key(), (2,)).tolist()}
 
 
 def put(run: Run, rows: Any) -> Any:
