@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
@@ -31,6 +32,22 @@ def boxed_params(config: TransformerConfig) -> Params:
     (300, 64)
     """
     return jax.eval_shape(partial(transformer.initial_params, config), jax.random.key(0))
+
+
+def initial_params(mesh: Mesh, config: TransformerConfig, key: Array) -> Params:
+    """The language model's parameters, drawn and laid over the mesh.
+
+    >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
+    >>> config = TransformerConfig(8, 4, 1, 1, 1, 4)
+    >>> initial_params(mesh, config, jax.random.key(0))["embedding"].shape
+    (8, 4)
+    """
+    layout = meshes.shardings(mesh, boxed_params(config))
+
+    def drawn(key: Array) -> Params:
+        return nn.unbox(transformer.initial_params(config, key))
+
+    return jax.jit(drawn, out_shardings=layout)(key)
 
 
 def check_memory(

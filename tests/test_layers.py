@@ -78,6 +78,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "reward": PLUMBING,
     "foresight": PLUMBING,
     "learner": PLUMBING | {"training"},
+    "rollout": PLUMBING | {"calibration", "learner", "programs", "transformations"},
     "report": {"frontier", "notation", "runtime"},
     "experiment": CONFIGURED,
     "stages": EVERYTHING,

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax import foresight, reward, training
+from infalign_jax import foresight, programs, reward, training
 from infalign_jax.batches import Array, Preferences, Responses
 from infalign_jax.data import minibatches
 from infalign_jax.experiment import FitConfig
@@ -66,12 +65,7 @@ def sft(run: Run, text: Text, judge: bool = False) -> Model:
     loss = partial(sft_loss, config)
 
     def start() -> Params:
-        layout = meshes.shardings(run.mesh, run.boxed)
-
-        def drawn() -> Params:
-            return nn.unbox(transformer.initial_params(config, run.key(key)))
-
-        return jax.jit(drawn, out_shardings=layout)()
+        return programs.initial_params(run.mesh, config, run.key(key))
 
     return _supervised(
         run, stage, digest, run.boxed, start, loss, experiment.sft, text, split, offset=5 * judge
