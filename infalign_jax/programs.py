@@ -134,7 +134,7 @@ def make_rewards(mesh: Mesh, config: TransformerConfig, running: bool = False) -
     """
     layout = meshes.shardings(mesh, reward.with_head(config, boxed_params(config)))
     score = reward.running_rewards if running else reward.rewards
-    return _batched(mesh, partial(score, config), layout)
+    return _batched(mesh, "score", partial(score, config), layout)
 
 
 @lru_cache(maxsize=16)
@@ -150,10 +150,17 @@ def make_log_probs(mesh: Mesh, config: TransformerConfig) -> Score:
     (2, 4)
     """
     layout = meshes.shardings(mesh, boxed_params(config))
-    return _batched(mesh, partial(transformer.log_probs, config), layout)
+    return _batched(mesh, "log_probs", partial(transformer.log_probs, config), layout)
 
 
-def _batched(mesh: Mesh, function: Score, layout: Any) -> Score:
+def _batched(mesh: Mesh, name: str, function: Score, layout: Any) -> Score:
     batch = meshes.batch_sharding(mesh)
-    function = meshes.within(mesh, function)
-    return jax.jit(function, in_shardings=(layout, batch, batch), out_shardings=batch)
+
+    def named(params: Params, prompts: Prompts, responses: Responses) -> Array:
+        with jax.named_scope(name):
+            return function(params, prompts, responses)
+
+    named.__name__ = name
+    return jax.jit(
+        meshes.within(mesh, named), in_shardings=(layout, batch, batch), out_shardings=batch
+    )

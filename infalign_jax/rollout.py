@@ -46,8 +46,9 @@ def make_rank(mesh: Mesh, phi: Transformation) -> Rank:
 
     @partial(jax.jit, in_shardings=divided, out_shardings=divided)
     def rank(rollouts: Rollouts, rewards: Array, table: Array, log_ref: Array) -> learner.Batch:
-        quantiles = calibration.calibrate(rewards, table)
-        return learner.Batch(rollouts, phi(quantiles), log_ref, quantiles, rewards)
+        with jax.named_scope("calibrate"):
+            quantiles = calibration.calibrate(rewards, table)
+            return learner.Batch(rollouts, phi(quantiles), log_ref, quantiles, rewards)
 
     return rank
 

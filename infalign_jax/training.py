@@ -146,7 +146,7 @@ def make_update(
         return TrainState(params, optimiser_state, state.step + 1), metrics
 
     return jax.jit(
-        meshes.within(mesh, update),
+        meshes.within(mesh, jax.named_call(update, name="update")),
         in_shardings=(layout, meshes.batch_sharding(mesh)),
         out_shardings=(layout, meshes.replicated(mesh)),
         donate_argnums=0,

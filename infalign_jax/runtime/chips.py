@@ -26,3 +26,22 @@ CHIPS = {
     "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9),
     "v6e": Chip(918e12, 32 * 2**30, 1638e9, 400e9),
 }
+
+KINDS = {  # as JAX names its devices
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
+
+
+def of(device_kind: str) -> Chip | None:
+    """The chip of JAX's `device_kind`, None where its peaks are not known.
+
+    >>> of("TPU v5 lite") is CHIPS["v5e"], of("cpu")
+    (True, None)
+    """
+    return CHIPS[KINDS[device_kind]] if device_kind in KINDS else None

@@ -10,8 +10,9 @@ import numpy as np
 from infalign_jax import frontier, learner, notation, programs, rollout, training
 from infalign_jax.batches import Prompts, Rollouts
 from infalign_jax.data import minibatches
-from infalign_jax.experiment import PolicyConfig
-from infalign_jax.lm import transformer
+from infalign_jax.experiment import Experiment, PolicyConfig
+from infalign_jax.lm import arithmetic, transformer
+from infalign_jax.lm.arithmetic import Shape
 from infalign_jax.runtime import checkpoint
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.stages.language import Model
@@ -82,12 +83,25 @@ def align(
         tokens = options.batch_size * options.responses * experiment.sampling.length
         params, info = fit(
             run, "align", digest, state, update, batches, options.steps, tokens,
-            prepare, policy.name,
+            prepare, policy.name, _flops(experiment),
         )  # fmt: skip
         return params, info | {"beta": goal.beta, "target_kl": goal.kl}
 
     params, info = stored(run, "align", digest, abstract(run.boxed, layout), make)
     return Model(params, digest, info)
+
+
+def _flops(experiment: Experiment) -> float:
+    """Of a step, by arithmetic."""
+    options, model = experiment.align, experiment.model
+    shape = Shape(
+        options.batch_size, experiment.prompt_length, options.responses, experiment.sampling.length
+    )
+    parts = [arithmetic.update(model, shape)]
+    if options.solver == "policy_gradient":
+        parts += [arithmetic.prefill(model, shape), arithmetic.decode(model, shape)]
+        parts += [arithmetic.forward(model, shape, logits=logits) for logits in (False, True)]
+    return sum(part.flops for part in parts)
 
 
 def loss_of(run: Run, goal: Target) -> training.Loss:

@@ -12,7 +12,8 @@ from infalign_jax import foresight, programs, reward, training
 from infalign_jax.batches import Array, Preferences, Responses
 from infalign_jax.data import minibatches
 from infalign_jax.experiment import FitConfig
-from infalign_jax.lm import transformer
+from infalign_jax.lm import arithmetic, transformer
+from infalign_jax.lm.arithmetic import Shape
 from infalign_jax.runtime import checkpoint
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.stages.reference import Reference, pick
@@ -148,12 +149,16 @@ def _supervised(
         state = training.initial_state(run.mesh, boxed, start(), transform)
         update = training.make_update(loss, transform, run.mesh, boxed)
         batches = minibatches(rows, config.batch_size, run.experiment.seed * 10 + offset)
-        tokens = (
-            config.batch_size
-            * (1 if stage.endswith("sft") else 2)
-            * rows.responses.tokens.shape[-1]
-        )
-        return fit(run, stage, digest, state, update, batches, config.steps, tokens)
+        language = stage.endswith("sft")
+        shape = Shape(
+            config.batch_size, rows.prompts.tokens.shape[-1], 1 if language else 2,
+            rows.responses.tokens.shape[-1],
+        )  # fmt: skip
+        once = arithmetic.forward(run.experiment.model, shape, logits=language)
+        return fit(
+            run, stage, digest, state, update, batches, config.steps, shape.tokens,
+            flops=3 * once.flops,
+        )  # fmt: skip
 
     params, info = stored(run, stage, digest, abstract(boxed, layout), make)
     return Model(params, digest, info)
@@ -182,10 +187,15 @@ def anticipate(run: Run, policy: Model, reference: Reference) -> Model:
         update = training.make_update(loss, transform, run.mesh, boxed)
         rows = np.arange(len(reference.rewards))
         batches = minibatches(rows, options.batch_size, experiment.seed * 10 + 3)
-        tokens = options.batch_size * options.responses * experiment.sampling.length
+        shape = Shape(
+            options.batch_size, experiment.prompt_length, options.responses,
+            experiment.sampling.length,
+        )  # fmt: skip
+        once = arithmetic.forward(config, shape)  # of which the reference takes one, and no update
         return fit(
-            run, "foresight", digest, state, update, batches, options.steps, tokens,
+            run, "foresight", digest, state, update, batches, options.steps, shape.tokens,
             lambda _, rows, step: stored_batch(run, reference, rows, step, options.responses),
+            flops=4 * once.flops,
         )  # fmt: skip
 
     params, info = stored(run, "foresight", digest, abstract(boxed, layout), make)
