@@ -152,7 +152,7 @@ def make_update(
         return TrainState(params, optimiser_state, state.step + 1), metrics
 
     return jax.jit(
-        shards.within(mesh, update),
+        shards.within(mesh, jax.named_call(update, name="update")),
         in_shardings=(layout, meshes.batch_sharding(mesh) if batch is None else batch),
         out_shardings=(layout, meshes.replicated(mesh)),
         donate_argnums=0,

@@ -78,6 +78,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "reward": PLUMBING,
     "foresight": PLUMBING,
     "learner": PLUMBING | {"training"},
+    "rollout": PLUMBING | {"calibration", "learner", "programs", "transformations"},
     "report": {"frontier", "notation", "runtime"},
     "experiment": CONFIGURED,
     "stages": EVERYTHING,
@@ -95,6 +96,7 @@ TOUCH_THE_DISK = {
     "runtime/files.py",
     "runtime/metrics.py",
     "runtime/progress.py",
+    "runtime/profile.py",  # through JAX's profiler alone
     "columns.py",
     "tables.py",  # writes through runtime/files.py alone
     "hh.py",

@@ -77,6 +77,8 @@ def test_results_say_what_callers_rely_on(done: Done) -> None:
     text = (done.out / "results.json").read_text()
     results = json.loads(text, parse_constant=refuse)
     assert results == json.loads(json.dumps(done.results))
+    stages = ("sft", "judge", "calibrate", "foresight", "align identity beta=0.3", "evaluate")
+    shares = {"productive": NUMBER, "compilation": NUMBER}
     rates = {"best_of_4": dict.fromkeys(("train", "judge", "true"), RATE)}
     check(
         results,
@@ -85,6 +87,7 @@ def test_results_say_what_callers_rely_on(done: Done) -> None:
             "seed": int,
             "device": str,
             "versions": {"jax": str},
+            "goodput": dict.fromkeys(stages, shares),
             "seconds": dict.fromkeys(("data", "sft", "reward", "calibrate", "evaluate"), NUMBER),
             "reward_model": {"accuracy": NUMBER, "standard_error": NUMBER},
             "calibration": {"absolute_error_before": NUMBER, "absolute_error_after": NUMBER},
@@ -99,6 +102,8 @@ def test_results_say_what_callers_rely_on(done: Done) -> None:
             {"transformation": str, "win_rates": rates, "frontier_win_rate": bounds} | numbers,
         )
         assert set(policy["win_rates"]) == {"best_of_4"}
+    assert all(0 < stage["productive"] < 1 for stage in results["goodput"].values())
+    assert "lost" not in results["reward_model"]
     names = [policy["transformation"] for policy in results["policies"]]
     assert names == ["identity", "exponential(10)"]
     assert results["policies"][0]["beta"] == 0.3
