@@ -1,5 +1,6 @@
 """What metrics.jsonl says of a step's speed and of the seconds lost, and that saying it is free."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -11,13 +12,17 @@ import jax
 import numpy as np
 import optax
 import pytest
+import toy_run
 from test_fit import PARAMS, loss
 
 from infalign_jax import training
+from infalign_jax.batches import Preferences, Prompts, Responses
+from infalign_jax.commands import plan_phases
 from infalign_jax.data import minibatches
 from infalign_jax.experiment import Experiment
 from infalign_jax.runtime import checkpoint, chips, goodput, measure
 from infalign_jax.runtime import mesh as meshes
+from infalign_jax.stages import align, language, text
 from infalign_jax.stages.run import Run, fit
 
 SLOW = 0.05  # seconds
@@ -129,6 +134,41 @@ def test_speed_is_a_chips_over_the_last_steps_without_checkpoints(
     assert step(2.0) == pytest.approx(told | {"seconds_lost_to_checkpoints": 50.0})
     unknown = goodput.Account([device], tokens=1)
     assert "utilisation" not in unknown.step()
+
+
+def test_flops_of_a_step_are_those_that_plan_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = toy_run.experiment
+    mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
+    planned = plan_phases.of_experiment(experiment, mesh)
+    names = (plan_phases.SAMPLER, plan_phases.LOG_PROBS, plan_phases.SCORES, plan_phases.UPDATE)
+    told: dict[str, float] = {}
+
+    def spy(run: Any, stage: str, *rest: Any, flops: float, **named: Any) -> Any:
+        told[stage] = flops
+        raise InterruptedError
+
+    def stored(run: Any, stage: str, digest: str, like: Any, make: Any) -> Any:
+        with contextlib.suppress(InterruptedError):
+            make()
+        return {}, {}
+
+    monkeypatch.setattr(language, "fit", spy)
+    monkeypatch.setattr(language, "stored", stored)
+    monkeypatch.setattr(language, "held_out_accuracy", lambda *own: {})
+    monkeypatch.setattr(training, "initial_state", lambda *own: None)
+    prompts, length = np.zeros((60, experiment.prompt_length)), experiment.sampling.length
+    rows = Preferences(
+        Prompts(prompts, prompts, np.arange(60)), Responses(*[np.zeros((60, 2, length))] * 2)
+    )
+    words = text.Text(None, {}, {"train": rows, "judge": rows}, {}, "")
+    run = Run(experiment, Path("runs"), mesh)
+    trunk = language.Model(None, "", {})
+    language.sft(run, words)
+    language.reward_model(run, words, trunk, judge=False)
+    assert told == {
+        "sft": planned[plan_phases.SFT].flops, "reward": planned[plan_phases.REWARD].flops
+    }  # fmt: skip
+    assert align.step_flops(experiment) == sum(planned[name].flops for name in names)
 
 
 def test_only_known_chips_have_a_peak() -> None:

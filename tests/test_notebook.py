@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +91,8 @@ def test_installing_keeps_the_jax_that_is_there(
     source = code(notebook)[0].source
     assert "%pip install -q -c constraints.txt ." in source
     exec(compile(python(source), "cell", "exec"), {})  # noqa: S102
-    import jax
-    import jaxlib
-
     kept = (tmp_path / "constraints.txt").read_text().split()
-    assert {f"jax=={jax.__version__}", f"jaxlib=={jaxlib.__version__}"} <= set(kept)
+    assert {f"{name}=={metadata.version(name)}" for name in ("jax", "jaxlib")} <= set(kept)
     assert all(line.startswith(("jax", "libtpu")) for line in kept)
 
 

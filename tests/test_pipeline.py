@@ -19,7 +19,7 @@ from infalign_jax import frontier, pipeline, procedures, transformations
 from infalign_jax.experiment import Experiment, PolicyConfig
 from infalign_jax.hh import HHConfig
 from infalign_jax.lm.tokenizer import TokenizerConfig
-from infalign_jax.stages import facts, language
+from infalign_jax.stages import facts, language, serve
 
 NUMBER = (int, float)
 RATE = {"mean": NUMBER, "standard_error": NUMBER}
@@ -121,13 +121,32 @@ def test_every_step_has_one_line(done: Done) -> None:
     assert all("loss" in line and line["seconds"] >= 0 for line in lines)
 
 
+def test_a_finished_run_answers_prompts_of_ones_own(done: Done) -> None:
+    there = stages(done.out)
+    served = serve.load(toy_run.experiment, done.out)
+    assert stages(done.out) == there
+    names = [policy.name for policy in toy_run.experiment.policies]
+    assert list(served.policies) == ["reference", *names]
+    prompts = ["plan a feast for a proud king in winter", "plan a"]
+    drawn = serve.respond(served, names[0], prompts, 3)
+    assert {prompt: len(responses) for prompt, responses in drawn.items()} == dict.fromkeys(
+        prompts, 3
+    )
+    assert drawn == serve.respond(served, names[0], [*prompts, prompts[0]], 3)
+    assert drawn != serve.respond(served, names[0], prompts, 3, seed=1)
+    with pytest.raises(ValueError, match="expected a policy among reference"):
+        serve.respond(served, "mine", prompts, 3)
+    with pytest.raises(ValueError, match="got an empty one"):
+        serve.respond(served, names[0], [" "], 3)
+
+
 def test_the_judge_shares_no_prompt_and_no_weight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     met: dict[str, tuple[set[bytes], Any]] = {}
 
-    def spy(run: Any, stage: str, digest: str, state: Any, *rest: Any) -> Any:
-        fitted = fit(run, stage, digest, state, *rest)
+    def spy(run: Any, stage: str, digest: str, state: Any, *rest: Any, **named: Any) -> Any:
+        fitted = fit(run, stage, digest, state, *rest, **named)
         met[stage] = rows[-1], jax.device_get(fitted[0])
         return fitted
 

@@ -83,7 +83,7 @@ def align(
         tokens = options.batch_size * options.responses * experiment.sampling.length
         params, info = fit(
             run, "align", digest, state, update, batches, options.steps, tokens,
-            prepare, policy.name, _flops(experiment),
+            prepare, policy.name, step_flops(experiment),
         )  # fmt: skip
         return params, info | {"beta": goal.beta, "target_kl": goal.kl}
 
@@ -91,8 +91,12 @@ def align(
     return Model(params, digest, info)
 
 
-def _flops(experiment: Experiment) -> float:
-    """Of a step, by arithmetic."""
+def step_flops(experiment: Experiment) -> float:
+    """The model's FLOPs in one RL step, by arithmetic; responses count at full length.
+
+    >>> step_flops(Experiment("quick")) > 0
+    True
+    """
     options, model = experiment.align, experiment.model
     shape = Shape(
         options.batch_size, experiment.prompt_length, options.responses, experiment.sampling.length

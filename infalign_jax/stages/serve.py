@@ -71,16 +71,17 @@ def respond(
     Best-of-N serves the one with the highest reward among the first N. Raises ValueError for a
     policy that there is not, and for prompts that are empty or longer than `prompt_length`.
 
-    >>> from infalign_jax import reward
     >>> from infalign_jax.lm import tokenizer, transformer
     >>> from infalign_jax.sampling import SamplingConfig
-    >>> words = tokenizer.train(["ab ab"], tokenizer.TokenizerConfig(264, symbols=()))
-    >>> words = text.Text(tokenizer.Tokenizer(words), {}, {}, {}, "")
+    >>> pieces = tokenizer.TokenizerConfig(264, symbols=())
+    >>> words = tokenizer.Tokenizer(tokenizer.train(["ab ab"], pieces))
     >>> small = transformer.TransformerConfig(264, 4, 1, 1, 1, 4)
-    >>> few = Experiment("few", model=small, sampling=SamplingConfig(2), prompt_length=4)
-    >>> run = Run(few, Path("runs"), meshes.make(meshes.MeshConfig(), jax.devices()[:1]))
-    >>> params = programs.initial_params(run.mesh, small, jax.random.key(0))
+    >>> law, mesh = SamplingConfig(2), meshes.make(meshes.MeshConfig(), jax.devices()[:1])
+    >>> few = Experiment("few", tokenizer=pieces, model=small, sampling=law, prompt_length=4)
+    >>> run = Run(few, Path("runs"), mesh)
+    >>> params = programs.initial_params(mesh, small, jax.random.key(0))
     >>> scorer = {"trunk": params, "head": np.zeros(4, np.float32)}
+    >>> words = text.Text(words, {}, {}, {}, "")
     >>> served = Served(run, words, {"mine": Model(params, "", {})}, Model(scorer, "", {}))
     >>> drawn = respond(served, "mine", ["ab"], count=3)
     >>> [response.reward for response in drawn["ab"]]
