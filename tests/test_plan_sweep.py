@@ -1,6 +1,8 @@
 """Meshes are ranked, those that hold too much are not compiled; GPUs are planned by arithmetic."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from infalign_jax.commands.plan_compile import Compiled
 from infalign_jax.commands.plan_phases import LOG_PROBS, PREFILL, SAMPLER, UPDATE, Phase
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm import arithmetic
+from infalign_jax.lm.arithmetic import Shape
 from infalign_jax.runtime import topology as topologies
 from infalign_jax.runtime.accounts import Account
 from infalign_jax.runtime.chips import GPUS, Chip
@@ -190,6 +193,24 @@ def test_a_sweep_has_no_mesh_and_no_cpu(capsys: pytest.CaptureFixture[str]) -> N
     assert "expected TPUs or GPUs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(topologies.util.find_spec("libtpu") is None, reason="needs the TPU compiler")
+def test_a_sweep_for_tpus(tmp_path: Path) -> None:
+    """Of batches of one prompt, which only `tensor` does not divide."""
+    names = ("align.batch_size", "sft.batch_size", "reward.batch_size", "calibrate.chunk")
+    sizes = [word for name in (*names, "foresight.batch_size") for word in ("--set", f"{name}=1")]
+    code = "import sys; from infalign_jax.cli import main; sys.exit(main())"
+    asked = ["plan", TOY, "--topology", "v5e:2x2", "--sweep", "--json", "-", *sizes]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *asked], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["meshes"]
+    assert (row["set"], row["fits"], row["reckoned"]) == ("tensor=4", True, False)
+    assert row["seconds"] > 0
+    assert "mesh 1 of 1" in done.stderr
+
+
 def test_what_crosses_the_network_by_arithmetic() -> None:
     """Of 8 devices: parameters are gathered within fsdp, gradients summed over all others."""
     model = toy_run.experiment.model
@@ -219,10 +240,47 @@ def test_a_device_moves_its_own_part() -> None:
     assert tensor.bytes == arithmetic.prefill(QUICK.model, shape).bytes / 2
 
 
+def test_a_reward_of_its_own_size_has_changes_and_stages_of_its_own() -> None:
+    small = replace(QUICK.model, width=32, logits_at_once=2**12)
+    quick = replace(QUICK, reward_model=small)
+    found = plan.run(quick, gpus(1))
+    names = [stage["stage"] for stage in found["experiment_at_least"]["stages"]]
+    assert names[:3] == ["sft", "reward_sft and judge_sft", "reward and judge"]
+    one, parts = MeshConfig(1, replica=1), ("policy's", "reward's")
+    rows = found["phases"]
+    told = [rows[name]["model_flops"] for name in ("SFT step", "SFT step of a reward")]
+    assert told[0] > told[1], parts
+    now = plan_fit.Candidate("", quick, one)
+    changes = [each.change for each in plan_fit.candidates(now, 1, "SFT step of a reward")]
+    assert changes[0] == "reward_model.logits_at_once=2048"
+    assert "reward_model.rematerialise=cheap" in changes
+
+
+def test_memory_by_arithmetic() -> None:
+    """Of foresight π_ref too, of updates what was seen above the least, of prompts no answer."""
+    one, n = MeshConfig(1, replica=1), arithmetic.parameters(QUICK.model)
+    shape = plan_phases.shapes(QUICK)["foresight step"]
+    learns = arithmetic.update_memory(QUICK.model, shape)
+    assert plan_estimate.least(QUICK, one, "foresight step") == learns + 4 * n
+    assert plan_estimate.estimate(QUICK, one, "foresight step") == 2.0 * (learns + 4 * n)
+    prompts = plan_phases.shapes(QUICK)[PREFILL]
+    assert plan_estimate.least(QUICK, one, PREFILL) == arithmetic.scoring_memory(
+        QUICK.model, prompts._replace(responses=0)
+    )
+
+
+def test_an_update_moves_its_own_part_of_the_state() -> None:
+    whole, half = (arithmetic.update(QUICK.model, Shape(4, 3, 2, 5), n).bytes for n in (1, 2))
+    assert whole - half == pytest.approx(7 * 4 * arithmetic.parameters(QUICK.model) / 2)
+
+
 def test_foresight_and_scoring_are_phases_of_their_own() -> None:
     """A step of foresight learns, and has π_ref's pass besides."""
     found = plan.run(QUICK, gpus(1))["phases"]
     shape = plan_phases.shapes(QUICK)["foresight step"]
     once = arithmetic.forward(QUICK.model, shape).flops
     assert found["foresight step"]["model_flops"] == 4 * once
+    stages = plan.run(QUICK, gpus(1))["experiment_at_least"]["stages"]
+    own = next(stage for stage in stages if stage["stage"] == "foresight")
+    assert own["phases"] == {"foresight step": 1.0}
     assert found[LOG_PROBS]["model_flops"] == found[SAMPLER]["model_flops"]

@@ -55,6 +55,19 @@ def test_nothing_compiles_after_the_first_step(precision: jnp.dtype) -> None:
     assert len(compiled) > counts[3]
 
 
+def test_a_batch_lies_as_it_is_told() -> None:
+    """Divided along its first axis, or as said: what a loss reads beside its batch stays so."""
+    mesh, params = one_device(), {"w": jnp.ones(2)}
+    transform = training.optimiser(OptimiserConfig(), 10)
+    state = training.initial_state(mesh, params, params, transform)
+    specs = []
+    for layout in (None, meshes.replicated(mesh)):
+        update = training.make_update(loss, transform, mesh, params, layout)
+        program: Any = update
+        specs.append(program.lower(state, batch(0)).compile().input_shardings[0][1].spec)
+    assert [tuple(spec) for spec in specs] == [(meshes.BATCH,), ()]
+
+
 def test_the_state_is_donated_and_its_source_is_not() -> None:
     state, update, params = started(OptimiserConfig())
     with jax.debug_nans(False):  # that guard keeps what is donated

@@ -19,6 +19,7 @@ from infalign_jax.commands.plan_phases import (
     OF_SCORER,
     PREFILL,
     REWARD,
+    SCORES,
     SFT,
     TRUNK,
 )
@@ -109,7 +110,10 @@ def _logits(now: Candidate, _: int, name: str) -> Iterator[Candidate]:
     """Fewer logits at once, down to those of one token."""
     model = plan_phases.model_of(now.experiment, name)
     at_once = model.logits_at_once
-    while name not in (PREFILL, *DRAWN) and (at_once := at_once // 2) >= model.vocab_size:
+    while (
+        name not in (PREFILL, REWARD, SCORES, *DRAWN)
+        and (at_once := at_once // 2) >= model.vocab_size
+    ):
         yield _with(now, f"{_field(now, name)}.logits_at_once={at_once}")
 
 
