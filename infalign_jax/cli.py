@@ -94,6 +94,10 @@ def _parser() -> _Parser:
     run.add_argument("--out", type=Path, help="output directory (default: runs/EXPERIMENT)")
     run.add_argument("--stage", help="go no further than this stage")
     run.add_argument("--seed", help="the same as --set seed=SEED")
+    run.add_argument(
+        "--profile", type=int, metavar="STEPS", default=0,
+        help="trace so many steps of every training stage, for XProf, into OUT/profile",
+    )  # fmt: skip
     _add_hosts(run)
     report = _command(commands, "report", "draw the report of a run again", REPORT)
     report.add_argument("directory", metavar="DIR", type=Path, help="the run's output directory")
@@ -155,7 +159,8 @@ def _run(options: argparse.Namespace) -> None:
     _join(options)
     from infalign_jax import pipeline
 
-    pipeline.run(experiment, options.out or Path("runs", options.experiment.stem), options.stage)
+    out = options.out or Path("runs", options.experiment.stem)
+    pipeline.run(experiment, out, options.stage, options.profile)
 
 
 def _experiment(options: argparse.Namespace, changes: Sequence[str] = ()) -> Any:

@@ -10,6 +10,7 @@ from infalign_jax.learner import Baseline
 from infalign_jax.lm.tokenizer import EOS, TokenizerConfig
 from infalign_jax.lm.transformer import TransformerConfig
 from infalign_jax.runtime.mesh import MeshConfig
+from infalign_jax.runtime.progress import KeepConfig
 from infalign_jax.synthetic import SyntheticConfig
 from infalign_jax.training import OptimiserConfig
 
@@ -204,6 +205,7 @@ top_k=0, top_p=1.0; calibration, rollouts and KL must speak of one law
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint_every: int = 200  # steps
+    keep: KeepConfig = field(default_factory=KeepConfig)
 
     def __post_init__(self) -> None:
         law = self.sampling
@@ -234,6 +236,11 @@ top_k=0, top_p=1.0; calibration, rollouts and KL must speak of one law
             )
         _at_least("prompt_length", self.prompt_length, 2)
         _at_least("checkpoint_every", self.checkpoint_every, 1)
+        if self.keep.every % self.checkpoint_every:
+            raise ValueError(
+                f"keep.every: expected a multiple of checkpoint_every = {self.checkpoint_every}, "
+                f"got {self.keep.every}; set both alike"
+            )
         _at_least("seed", self.seed, 0)
         _at_most("seed", self.seed, 10**8, "lower it")
         self._check_counts()

@@ -7,10 +7,12 @@ everything up to and including the last "\\n\\nAssistant:", the response is the 
 
 import gzip
 import hashlib
+import io
 import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +30,7 @@ class HHConfig:
     ValueError: expected validation_fraction + test_fraction below 1, got 1.0: lower one of them
     """
 
-    directory: str = ""
+    directory: str = ""  # or a bucket's, gs://…
     file: str = "helpful-base/train.jsonl.gz"  # below directory; .gz or plain
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
@@ -84,25 +86,57 @@ def read(config: HHConfig) -> tuple[list[Pair], dict[str, int]]:
 
 
 def _find(config: HHConfig) -> Path:
-    directory, path = Path(config.directory), Path(config.directory, config.file)
-    if not config.directory or not directory.is_dir():
+    directory = _place(config.directory)
+    with _reached(config.directory):
+        path = directory / config.file
+        if not config.directory or not directory.is_dir():
+            raise ValueError(
+                f"expected a directory of HH files, got {config.directory!r}: set data.directory "
+                "to the place of the downloaded files"
+            )
+        if not path.is_file():
+            there = sorted(str(p.relative_to(directory)) for p in directory.rglob("*.jsonl*"))
+            got = ", ".join(there[:8]) or "no .jsonl file"
+            advice = "set data.file to one of them" if there else "put the downloaded files there"
+            raise ValueError(f"expected {config.file} in {directory}, got {got}: {advice}")
+        return path
+
+
+def _place(directory: str) -> Path:
+    """A directory, or a bucket's by the name TFDS gives it."""
+    if "://" not in directory:
+        return Path(directory)
+    from etils import epath
+
+    return epath.Path(directory)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _reached(directory: str) -> Iterator[None]:
+    """What its client raises of a bucket, as a line that says what to do."""
+    try:
+        yield
+    except ImportError as error:
         raise ValueError(
-            f"expected a directory of HH files, got {config.directory!r}: set data.directory to "
-            "the place of the downloaded files"
-        )
-    if not path.is_file():
-        there = sorted(str(p.relative_to(directory)) for p in directory.rglob("*.jsonl*"))
-        got = ", ".join(there[:8]) or "no .jsonl file"
-        advice = "set data.file to one of them" if there else "put the downloaded files there"
-        raise ValueError(f"expected {config.file} in {directory}, got {got}: {advice}")
-    return path
+            f"expected a package that reads {directory}, got none ({error}): install it (pip "
+            "install gcsfs for gs://) or set data.directory to a copy of the files"
+        ) from None
+    except Exception as error:
+        if "://" not in directory or isinstance(error, ValueError):
+            raise
+        raise ValueError(
+            f"expected leave to read {directory}, got {type(error).__name__}: {error}: log in "
+            "(gcloud auth application-default login) or set data.directory to a copy of the files"
+        ) from None
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str]]:
     """The two texts of every line."""
     number = 0
+    with _reached(str(path)):
+        file = io.BytesIO(path.read_bytes())
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+        with gzip.open(file) if path.suffix == ".gz" else file as lines:
             for line in lines:
                 number += 1
                 yield _texts(line)

@@ -20,7 +20,7 @@ from infalign_jax import config as configs
 from infalign_jax import programs, report
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm.arithmetic import Shape
-from infalign_jax.runtime import agreement, hosts, mesh_sizes
+from infalign_jax.runtime import agreement, goodput, hosts, mesh_sizes
 from infalign_jax.runtime.files import exclusive, write_bytes, write_text
 from infalign_jax.stages import align, evaluate, facts, language, reference, text
 from infalign_jax.stages.language import Model
@@ -37,18 +37,24 @@ class _Costs(NamedTuple):
 
     seconds: dict[str, float]
     rates: dict[str, float]
+    goodput: dict[str, Any]
 
     def note(self, phase: str, info: dict[str, Any]) -> None:
         self.seconds[phase] = info["seconds"]
         if "tokens_per_second" in info:
             self.rates[phase] = info["tokens_per_second"]
+        if "lost" in info:
+            self.goodput[phase] = goodput.shares(info["seconds"], info["lost"])
 
 
-def run(experiment: Experiment, out: Path, stage: str | None = None) -> dict[str, Any]:
+def run(
+    experiment: Experiment, out: Path, stage: str | None = None, profile: int = 0
+) -> dict[str, Any]:
     """Runs an experiment into `out`, up to `stage` (default: all); returns what results.json says.
 
-    Raises ValueError for an unknown stage, an experiment that its data or devices do not allow,
-    and where another run uses `out`.
+    Of every training stage `profile` steps are traced, after the one that compiles, into
+    `out`/profile. Raises ValueError for an unknown stage, an experiment that its data or devices do
+    not allow, and where another run uses `out`.
 
     >>> run(Experiment("quick"), Path("runs/quick"), "calibrat")
     Traceback (most recent call last):
@@ -59,6 +65,8 @@ evaluate, report, got calibrat; did you mean calibrate?
         close = difflib.get_close_matches(stage, STAGES, n=1)
         hint = f"did you mean {close[0]}?" if close else "name one of them"
         raise ValueError(f"expected a stage among {', '.join(STAGES)}, got {stage}; {hint}")
+    if profile < 0:
+        raise ValueError(f"--profile: expected 0 steps or more, got {profile}; 10 will do")
     agreement.check([configs.to_dict(experiment), stage])
     until = STAGES.index(stage) if stage else len(STAGES) - 1
     mesh = mesh_sizes.fitted(experiment.mesh, experiment.models, experiment.batch_sizes)
@@ -69,7 +77,7 @@ evaluate, report, got calibrat; did you mean calibrate?
     with ExitStack() as stack:
         hosts.shared(lambda: bool(stack.enter_context(exclusive(out))))
         hosts.check_shared(out)
-        return _run(Run(experiment, out, mesh), until)
+        return _run(Run(experiment, out, mesh, profile), until)
 
 
 def _check_memory(experiment: Experiment, mesh: Mesh, until: int) -> None:
@@ -95,7 +103,7 @@ def _check_memory(experiment: Experiment, mesh: Mesh, until: int) -> None:
 def _run(run: Run, until: int) -> dict[str, Any]:
     experiment, began = run.experiment, time.monotonic()
     words = text.load(run)
-    costs = _Costs({"data": time.monotonic() - began}, {})
+    costs = _Costs({"data": time.monotonic() - began}, {}, {})
     if until < STAGES.index("sft"):
         return {"data": words.counts}
     text.check_rows(words, experiment)
@@ -148,6 +156,7 @@ def _evaluated(
 ) -> dict[str, Any]:
     """Measures every policy; writes evaluation.npz, samples.json and results.json."""
     experiment, options, began = run.experiment, run.experiment.evaluate, time.monotonic()
+    compiled = goodput.compilation_seconds()
     prompts = text.prompts_of(words, experiment, "test", options.prompts)
     base = evaluate.samples(
         run, words, prompts, judges.sft, judges, options.reference_responses, 0, "reference"
@@ -168,7 +177,8 @@ def _evaluated(
     names = [policy.name for policy in experiment.policies]
     shown = facts.side_by_side(words, prompts[0][: options.show], base, table, names, taken)
     known = facts.reference_facts(base) | facts.sft_facts(run, words, judges.sft)
-    costs.seconds["evaluate"] = time.monotonic() - began
+    lost = {"compilation": goodput.compilation_seconds() - compiled}
+    costs.note("evaluate", {"seconds": time.monotonic() - began, "lost": lost})
     measured = {"calibration": errors, "reference": known, "policies": rows}
     results = _about(run, words, judges, costs) | measured
     hosts.shared(lambda: _write(run.out, arrays, shown, results))
@@ -192,6 +202,7 @@ def _about(run: Run, words: text.Text, judges: evaluate.Judges, costs: _Costs) -
         "configuration": configs.to_dict(experiment), "data": words.counts,
         "reward_model": _kept(judges.train.info), "judge": _kept(judges.judge.info),
         "seconds": costs.seconds, "tokens_per_second": costs.rates,
+        "goodput": costs.goodput,
     }  # fmt: skip
 
 
@@ -199,7 +210,7 @@ def _kept(info: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in info.items()
-        if name not in ("steps", "seconds", "tokens_per_second")
+        if name not in ("steps", "seconds", "lost", "tokens_per_second")
     }
 
 

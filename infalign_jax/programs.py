@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
+import flax.linen as nn
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
@@ -18,7 +19,7 @@ from infalign_jax.drawing import SamplingConfig
 from infalign_jax.lm import arithmetic, transformer
 from infalign_jax.lm.arithmetic import Shape
 from infalign_jax.lm.transformer import Params, TransformerConfig
-from infalign_jax.runtime import measure
+from infalign_jax.runtime import measure, shards
 from infalign_jax.runtime import mesh as meshes
 
 Sample = Callable[[Params, Prompts, Array], Rollouts]
@@ -33,6 +34,22 @@ def boxed_params(config: TransformerConfig) -> Params:
     (300, 64)
     """
     return jax.eval_shape(partial(transformer.initial_params, config), jax.random.key(0))
+
+
+def initial_params(mesh: Mesh, config: TransformerConfig, key: Array) -> Params:
+    """The language model's parameters, drawn and laid over the mesh.
+
+    >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
+    >>> config = TransformerConfig(8, 4, 1, 1, 1, 4)
+    >>> initial_params(mesh, config, jax.random.key(0))["embedding"].shape
+    (8, 4)
+    """
+    layout = meshes.shardings(mesh, boxed_params(config))
+
+    def drawn(key: Array) -> Params:
+        return nn.unbox(transformer.initial_params(config, key))
+
+    return jax.jit(drawn, out_shardings=layout)(key)
 
 
 def check_memory(
@@ -98,7 +115,7 @@ def make_sample(
             out_specs=batch.spec, check_vma=False,
         )  # fmt: skip
     layout = meshes.shardings(mesh, boxed_params(config))
-    sample = meshes.within(mesh, sample)
+    sample = shards.within(mesh, sample)
     return jax.jit(sample, in_shardings=(layout, batch, whole), out_shardings=batch)
 
 
@@ -118,7 +135,7 @@ def make_rewards(mesh: Mesh, config: TransformerConfig, running: bool = False) -
     """
     layout = meshes.shardings(mesh, reward.with_head(config, boxed_params(config)))
     score = reward.running_rewards if running else reward.rewards
-    return _batched(mesh, partial(score, config), layout)
+    return _batched(mesh, "score", partial(score, config), layout)
 
 
 @lru_cache(maxsize=16)
@@ -134,10 +151,17 @@ def make_log_probs(mesh: Mesh, config: TransformerConfig) -> Score:
     (2, 4)
     """
     layout = meshes.shardings(mesh, boxed_params(config))
-    return _batched(mesh, partial(transformer.log_probs, config), layout)
+    return _batched(mesh, "log_probs", partial(transformer.log_probs, config), layout)
 
 
-def _batched(mesh: Mesh, function: Score, layout: Any) -> Score:
+def _batched(mesh: Mesh, name: str, function: Score, layout: Any) -> Score:
     batch = meshes.batch_sharding(mesh)
-    function = meshes.within(mesh, function)
-    return jax.jit(function, in_shardings=(layout, batch, batch), out_shardings=batch)
+
+    def named(params: Params, prompts: Prompts, responses: Responses) -> Array:
+        with jax.named_scope(name):
+            return function(params, prompts, responses)
+
+    named.__name__ = name
+    return jax.jit(
+        shards.within(mesh, named), in_shardings=(layout, batch, batch), out_shardings=batch
+    )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from infalign_jax import notation
+from infalign_jax.runtime import goodput
 
 NUMBER = (int, float)
 RESPONSE = {"text": str, "reward": NUMBER}
@@ -46,6 +47,7 @@ NAMES = {
     dict: "an object",
     list: "a list",
 }
+NO_CURVE = {"stage", "policy", "step", "seconds", *goodput.OF_A_STEP}
 AGAIN = "run the evaluate stage again"
 
 Lines = dict[str, tuple[np.ndarray, np.ndarray]]  # step [n], value [n] by policy name
@@ -123,7 +125,7 @@ def training_lines(metrics: list[dict[str, Any]]) -> dict[str, dict[str, Lines]]
     points: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
     for row in metrics:
         for name, value in row.items():
-            if name in ("stage", "policy", "step", "seconds") or value is None:
+            if name in NO_CURVE or value is None:
                 continue
             lines = points.setdefault(row["stage"], {}).setdefault(name, {})
             lines.setdefault(row.get("policy") or "", []).append((row["step"], float(value)))

@@ -7,6 +7,7 @@ from typing import Any
 from infalign_jax import report_page as html
 from infalign_jax.report_data import Run, lead, training_lines
 from infalign_jax.report_style import look, title, words
+from infalign_jax.runtime import goodput
 
 # Section: link in the page's head ("" for none), heading, how to read it.
 SECTIONS = {
@@ -162,6 +163,7 @@ def _other_cards(results: Mapping[str, Any]) -> str:
 def _numbers(run: Run) -> str:
     results, policies = run.results, run.results["policies"]
     shown = {*OPTIONAL, "policies", "configuration", "versions", "seconds", "tokens_per_second"}
+    shown |= {"goodput"}
     rest = {key: value for key, value in results.items() if key not in shown}
     boxes = "".join(html.facts(name, results.get(key, {})) for key, name in OPTIONAL.items())
     return (
@@ -191,12 +193,28 @@ def _setting(results: Mapping[str, Any]) -> str:
         for phase in dict.fromkeys([*seconds, *rates])
     ]
     time = html.table(["phase", "seconds", "tokens a second"], {"": phases})
+    if "goodput" in results:
+        time += f"<h3>Goodput</h3>{_goodput(results['goodput'])}"
     configuration = html.facts("", results.get("configuration", {}))
     return (
         f'<div class="tables"><div><h3>Wall time and speed</h3>{time}</div>'
         f"{html.facts('Versions', results.get('versions', {}))}</div>"
         f"<details><summary>Configuration</summary>{configuration}</details>"
     )
+
+
+def _goodput(stages: Mapping[str, Mapping[str, float]]) -> str:
+    """The share of each stage's seconds that went to its steps, and what the rest went to."""
+    rows = [
+        [
+            stage,
+            f"{100 * parts['productive']:.0f} %",
+            *(html.number(parts.get(cause)) for cause in goodput.CAUSES),
+        ]
+        for stage, parts in stages.items()
+    ]
+    lost = [f"seconds lost to {cause}" for cause in goodput.CAUSES]
+    return html.table(["phase", "productive", *lost], {"": rows})
 
 
 def _foot() -> str:

@@ -81,14 +81,16 @@ def sample(
     >>> rollouts.responses.tokens.shape, rollouts.log_probs.shape
     ((2, 3, 4), (2, 3))
     """
-    last, prefix = transformer.prefill(config, params, prompts)
+    with jax.named_scope("prefill"):
+        last, prefix = transformer.prefill(config, params, prompts)
     uniform = uniforms(key, prompts.index, responses, sampling.length)
     decoder = transformer.decoder(config, params)
     batch = _Batch(config, sampling, decoder, prompts, last, prefix, uniform)
     sizes = _ring_sizes(sampling, *uniform.shape)
     lanes = _start(batch, sizes[0])
-    for places in sizes:
-        lanes = _decode_until_full(batch, lanes, places)
+    with jax.named_scope("decode"):
+        for places in sizes:
+            lanes = _decode_until_full(batch, lanes, places)
     mask = jnp.arange(sampling.length, dtype=jnp.int32)[None, None] < lanes.lengths[..., None]
     return Rollouts(prompts, Responses(lanes.tokens, mask), lanes.log_probs)
 

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from infalign_jax.batches import Array
 from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime import shards
 
 Params = Any
 Metrics = dict[str, Array]
@@ -151,7 +152,7 @@ def make_update(
         return TrainState(params, optimiser_state, state.step + 1), metrics
 
     return jax.jit(
-        meshes.within(mesh, update),
+        shards.within(mesh, jax.named_call(update, name="update")),
         in_shardings=(layout, meshes.batch_sharding(mesh) if batch is None else batch),
         out_shardings=(layout, meshes.replicated(mesh)),
         donate_argnums=0,

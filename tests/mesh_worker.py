@@ -20,10 +20,13 @@ import toy
 
 from infalign_jax import foresight, learner, programs, reward, training
 from infalign_jax.batches import Preferences, Rollouts
+from infalign_jax.commands import plan_phases
 from infalign_jax.data import minibatches
 from infalign_jax.drawing import SamplingConfig
 from infalign_jax.lm import transformer, vocabulary
-from infalign_jax.runtime import hosts
+from infalign_jax.lm.arithmetic import Shape
+from infalign_jax.lm.transformer import TransformerConfig
+from infalign_jax.runtime import accounts, hlo, hosts, shards
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.mesh import MeshConfig
 from infalign_jax.stages.language import sft_loss
@@ -105,12 +108,20 @@ def chunks(mesh: Any) -> int:
         return vocabulary.log_probs(hidden, table, own, jnp.dtype("float32"), 24).sum()
 
     layout = batch, meshes.shardings(mesh, boxed()["embedding"]), batch
-    program = meshes.within(mesh, jax.grad(total, argnums=(0, 1)))
+    program = shards.within(mesh, jax.grad(total, argnums=(0, 1)))
     program = jax.jit(program, in_shardings=layout, out_shardings=layout[:2])
     hidden, own = some((8, 4, 5, 16), jnp.float32), some((8, 4, 5), jnp.int32)
     text = program.lower(hidden, some((12, 16), jnp.float32), own).compile().as_text()
     assert " while(" in text
     return collectives_in_loops(text)
+
+
+def received(mesh: Any, prompts: int) -> float:
+    """Bytes that a device receives in one pass over the responses to so many prompts."""
+    model, shape = TransformerConfig(), Shape(prompts, 16, 4, 32)
+    program = plan_phases.log_probs(mesh, model, shape).lower().compile()
+    account = accounts.account(hlo.parse(program.as_text()), dict(mesh.shape))
+    return sum(each.bytes for each in account.collectives)
 
 
 def collectives_in_loops(text: str) -> int:
@@ -146,6 +157,7 @@ def found() -> Iterator[tuple[str, Any]]:
         yield f"tokens/{name}", drawn
         yield f"collectives/{name}", collectives
         yield f"chunks/{name}", chunks(mesh)
+        yield f"received/{name}", np.array([received(mesh, n) for n in (8, 32)])
         rows = np.arange(20, dtype=np.float32).reshape(10, 2)
         batches = minibatches(rows, 8, 3, meshes.own_rows(mesh, 8))
         yield f"batches/{name}", np.stack([laid(next(batches), mesh) for _ in range(3)])

@@ -17,9 +17,10 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from infalign_jax.batches import Prompts
-from infalign_jax.runtime import checkpoint
-from infalign_jax.runtime.checkpoint import FORMAT, finished, latest_step, load, save
+from infalign_jax.runtime import progress
+from infalign_jax.runtime.checkpoint import FORMAT, finished, load, save
 from infalign_jax.runtime.digests import digest
+from infalign_jax.runtime.progress import latest_step, saving
 
 TABLE = {"x": np.arange(6, dtype=np.float32).reshape(2, 3)}
 
@@ -62,6 +63,11 @@ def assert_same(one: Any, other: Any) -> None:
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def keep(directory: Path, step: int, tree: Any, info: dict[str, Any]) -> None:
+    with saving(directory, "d") as saver:
+        saver.save(step, tree, info)
 
 
 def everything_in(directory: Path) -> list[str]:
@@ -134,7 +140,7 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
 
 def test_a_newer_format_is_refused_and_not_overwritten(tmp_path: Path) -> None:
     save(tmp_path / "sft", TABLE, digest="d", info={})
-    checkpoint.save_step(tmp_path / "steps", 5, TABLE, {})
+    keep(tmp_path / "steps", 5, TABLE, {})
     for path in (tmp_path / "sft", tmp_path / "steps" / "step-00000005"):
         header = path / "header.json"
         header.write_text(json.dumps({"format": FORMAT + 1}))
@@ -193,20 +199,20 @@ def damage(path: Path, how: str) -> None:
 
 def test_the_last_whole_step_is_found(tmp_path: Path) -> None:
     for step in (10, 20, 30):
-        checkpoint.save_step(tmp_path, step, {"w": np.full(3, step)}, {"loss": step / 10})
+        keep(tmp_path, step, {"w": np.full(3, step)}, {"loss": step / 10})
     assert everything_in(tmp_path) == ["step-00000020", "step-00000030"]
     assert latest_step(tmp_path) == 30
     damage(tmp_path / "step-00000030", "flip")
     assert latest_step(tmp_path) == 20
-    tree, info = checkpoint.restore_step(tmp_path, 20, {"w": np.zeros(3, int)})
+    tree, info = progress.restore(tmp_path, 20, {"w": np.zeros(3, int)}, "d")
     assert (tree["w"].tolist(), info) == ([20, 20, 20], {"loss": 2.0})
 
 
 def test_a_damaged_later_step_does_not_push_out_a_whole_one(tmp_path: Path) -> None:
     for step in (20, 30):
-        checkpoint.save_step(tmp_path, step, TABLE, {})
+        keep(tmp_path, step, TABLE, {})
     damage(tmp_path / "step-00000030", "cut")
-    checkpoint.save_step(tmp_path, 25, TABLE, {})
+    keep(tmp_path, 25, TABLE, {})
     assert everything_in(tmp_path) == ["step-00000020", "step-00000025"]
 
 
@@ -214,7 +220,7 @@ def test_leftovers_of_a_dead_process_are_ignored_and_swept(tmp_path: Path) -> No
     for rest in (".step-00000010.tmp", ".step-00000008.old"):
         (tmp_path / rest / "arrays").mkdir(parents=True)
     assert latest_step(tmp_path) is None
-    checkpoint.save_step(tmp_path, 10, TABLE, {})
+    keep(tmp_path, 10, TABLE, {})
     assert everything_in(tmp_path) == ["step-00000010"]
 
 

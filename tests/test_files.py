@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infalign_jax.runtime import checkpoint, files
+from infalign_jax.runtime import checkpoint, files, progress
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from infalign_jax.runtime import checkpoint, files
+from infalign_jax.runtime import checkpoint, files, progress
+def keep(step, tree):
+    with progress.saving(root, "d") as saver:
+        saver.save(step, tree, {"step": step})
 seen = 0
 def hook(event, arguments):  # die at the n-th change of the file system
     global seen
@@ -25,12 +28,12 @@ def hook(event, arguments):  # die at the n-th change of the file system
             os.kill(os.getpid(), signal.SIGKILL)
 root = Path(sys.argv[1])
 old, new = {"w": np.zeros(9)}, {"w": np.ones(9)}
-checkpoint.save_step(root, 1, old, {"step": 1})
-checkpoint.save_step(root, 2, old, {"step": 2})
+keep(1, old)
+keep(2, old)
 files.write_text(root / "results.json", "old " * 999)
 import orbax.checkpoint
 sys.addaudithook(hook)
-checkpoint.save_step(root, 3, new, {"step": 3})
+keep(3, new)
 files.write_text(root / "results.json", "new " * 999)
 print(seen)
 """
@@ -43,13 +46,13 @@ def run_python(source: str, *arguments: object) -> subprocess.CompletedProcess[s
 
 
 def check_after_death(root: Path) -> int:
-    step = checkpoint.latest_step(root)
+    step = progress.latest_step(root)
     assert step in (2, 3)
-    tree, info = checkpoint.restore_step(root, step, {"w": np.zeros(9)})
+    tree, info = progress.restore(root, step, {"w": np.zeros(9)}, "d")
     assert info == {"step": step}
     assert set(tree["w"].tolist()) == {float(step == 3)}
     for path in root.glob("step-*"):  # nothing half-written under a final name
-        assert checkpoint._header(path) is not None
+        checkpoint.whole_header(path)
     assert (root / "results.json").read_text() in ("old " * 999, "new " * 999)
     return step
 
@@ -110,3 +113,17 @@ def test_a_directory_in_use_is_refused_until_its_holder_dies(tmp_path: Path) -> 
         holder.kill()
     with files.exclusive(tmp_path / "out"):
         pass
+
+
+def test_a_bucket_is_refused_before_a_directory_of_its_name_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(
+            ValueError, match=r"^--out: expected a directory, got the bucket gs://b/run; "
+        ),
+        files.exclusive(Path("gs://b/run")),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []

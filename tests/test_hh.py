@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from etils.epath import backend
 
 from infalign_jax.data import Pair
 from infalign_jax.hh import HHConfig, read, split
@@ -186,3 +187,57 @@ def test_real_rows(file, differing, empty):
     assert all(pair.prompt.endswith("\n\nAssistant:") for pair in pairs)
     parts = split(pairs, HHConfig(judge_fraction=0.5))
     assert min(map(len, parts.values())) > 100
+
+
+class DefaultCredentialsError(Exception):
+    """As google.auth names it."""
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """Sets what the file system of gs:// is, or what is raised when it is asked for."""
+    cached = backend._FileSystemSpecBackend._get_filesystem
+    cached.cache_clear()
+    fsspec = pytest.importorskip("fsspec")  # etils brings it
+
+    def is_there(files):
+        def filesystem(name, **options):
+            if isinstance(files, Exception):
+                raise files
+            return files
+
+        monkeypatch.setattr(fsspec, "filesystem", filesystem)
+
+    yield is_there
+    cached.cache_clear()
+
+
+def test_pairs_are_read_from_a_bucket(bucket):
+    files = pytest.importorskip("fsspec.implementations.memory").MemoryFileSystem()
+    bucket(files)
+    files.pipe("gs://some/hh/pairs.jsonl", GOOD.encode())
+    files.pipe("gs://some/hh/pairs.jsonl.gz", gzip.compress(GOOD.encode()))
+    for file in ("pairs.jsonl", "pairs.jsonl.gz"):
+        assert read(HHConfig("gs://some/hh", file=file))[0] == [Pair(HI, " Hello.", " What?")]
+    with pytest.raises(ValueError, match=r"got 'gs://some/other': set data\.directory"):
+        read(HHConfig("gs://some/other", file="pairs.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            ImportError("Please install gcsfs"),
+            r"a package that reads gs://some/hh, got none \(Please install gcsfs\): install it",
+        ),
+        (
+            DefaultCredentialsError("no credentials were found"),
+            r"leave to read gs://some/hh, got DefaultCredentialsError: .*gcloud auth",
+        ),
+        (PermissionError("Forbidden"), "got PermissionError: Forbidden: log in"),
+    ],
+)
+def test_a_bucket_that_cannot_be_read_is_told_with_a_remedy(bucket, error, line):
+    bucket(error)
+    with pytest.raises(ValueError, match=line):
+        read(HHConfig("gs://some/hh", file="pairs.jsonl"))

@@ -170,6 +170,19 @@ def test_kernels_are_listed_and_counted_by_formula() -> None:
     assert arithmetic.splash(*kernel[:3], length=128) == 2 * 2 * 2 * 4 * pairs * 64
 
 
+def test_collectives_of_shards_are_told_apart_by_what_they_are_for() -> None:
+    """`shard_map` numbers none of its channels; pieces of one collective count once."""
+    line = "%{} = f32[8,2]{{1,0}} all-gather(%a), channel_id=1, replica_groups={{{{0,1}}}}, {}"
+    module = entry(
+        "%a = f32[4,2]{1,0} parameter(0)",
+        line.format("b", 'metadata={op_name="prompts"}'),
+        line.format("c", 'metadata={op_name="responses"}'),
+        line.format("d", 'metadata={op_name="responses"}'),
+    )
+    found = accounts.account(module, {"data": 2})
+    assert found.collectives == (Collective("all-gather", ("data",), 2.0, 64.0),)
+
+
 def test_what_comes_from_other_slices_is_counted_apart() -> None:
     """It passes through the hosts, on channels that are numbered apart from the chips' own."""
     host = (

@@ -13,7 +13,7 @@ import pytest
 import toy_run
 
 from infalign_jax.cli import main
-from infalign_jax.runtime import checkpoint, parent, stopping
+from infalign_jax.runtime import parent, progress, stopping
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_lost_host_is_told_and_a_terminated_one_stops_all_at_one_step(
     lost.communicate()
     assert survivor.returncode == stopping.AGAIN
     assert said.splitlines()[-1].startswith("infalign: lost a process of the run")
-    before = checkpoint.latest_step(next((out / "progress").glob("align-*")))
+    before = progress.latest_step(next((out / "progress").glob("align-*")))
     both = two(out, *LONG)
     assert both[0].stderr is not None
     assert f"align  goes on from step {before}\n" in both[0].stderr
@@ -173,5 +173,5 @@ def test_a_lost_host_is_told_and_a_terminated_one_stops_all_at_one_step(
     assert [process.returncode for process in both] == [stopping.AGAIN] * 2
     for text in said:
         assert text.splitlines()[-1].startswith("infalign: stopped; to continue, run again")
-    kept = checkpoint.latest_step(next((out / "progress").glob("align-*")))
+    kept = progress.latest_step(next((out / "progress").glob("align-*")))
     assert kept == lines(out)[-1]["step"]

@@ -151,13 +151,14 @@ SHARDED = """
 import jax, jax.numpy as jnp, numpy as np, test_kernels as own
 from infalign_jax.lm import attention
 from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime import shards
 mesh = meshes.make(meshes.MeshConfig(data=1, fsdp=2, tensor=2))
 inputs, real = own.operands(1, 3, 2)
 there = jax.device_put(inputs, meshes.batch_sharding(mesh))
 plain = own.outcome(lambda *own_: attention.attend(*own_, own.WIDE), inputs, real)
 check = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 for kernel in own.KERNELS.values():
-    jax.tree.map(check, own.outcome(meshes.within(mesh, kernel), there, real), plain)
+    jax.tree.map(check, own.outcome(shards.within(mesh, kernel), there, real), plain)
 print(jax.device_count())
 """
 

@@ -78,6 +78,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "reward": PLUMBING,
     "foresight": PLUMBING,
     "learner": PLUMBING | {"training"},
+    "rollout": PLUMBING | {"calibration", "learner", "programs", "transformations"},
     "report": {"frontier", "notation", "runtime"},
     "experiment": CONFIGURED,
     "stages": EVERYTHING,
@@ -88,11 +89,14 @@ MAY_IMPORT: dict[str, set[str] | None] = {
 MATHEMATICS_NEEDS = {"jax", "numpy"}  # from outside the package and Python
 TOUCH_THE_DISK = {
     "runtime/agreement.py",  # reads the package's own sources
+    "runtime/arrays.py",
     "runtime/checkpoint.py",
     "runtime/doctor.py",  # a file without a name, to see how fast the disk is
     "runtime/events.py",
     "runtime/files.py",
     "runtime/metrics.py",
+    "runtime/progress.py",
+    "runtime/profile.py",  # through JAX's profiler alone
     "columns.py",
     "tables.py",  # writes through runtime/files.py alone
     "hh.py",

@@ -15,7 +15,7 @@ import toy
 import toy_run
 from jax.sharding import AxisType
 
-from infalign_jax.lm import transformer
+from infalign_jax.lm import arithmetic, transformer
 from infalign_jax.lm.transformer import TransformerConfig
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.mesh import MeshConfig
@@ -121,6 +121,15 @@ def test_no_logits_are_sent_around(figures: Figures) -> None:
     """Each shard has its own chunks of them: only their sums cross a tensor axis."""
     found = {mesh: int(figures[f"chunks/{mesh}"]) for mesh in MESHES}
     assert found["data"] == found["fsdp"] == 0 < found["data×tensor"]
+
+
+@pytest.mark.slow
+def test_weights_are_sent_and_not_what_is_computed(figures: Figures) -> None:
+    """What `fsdp` costs does not grow with the batch; but for the tokens, to find their rows by."""
+    few, many = figures["received/fsdp"]
+    assert 0 < few <= many < 1.2 * few
+    parameters = 4 * arithmetic.parameters(TransformerConfig())
+    assert many < 2.5 * parameters / 2, "prompts and responses each gather the other's half once"
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from infalign_jax import frontier, pipeline, procedures, transformations
 from infalign_jax.experiment import Experiment, PolicyConfig
 from infalign_jax.hh import HHConfig
 from infalign_jax.lm.tokenizer import TokenizerConfig
-from infalign_jax.stages import facts, language
+from infalign_jax.stages import facts, language, serve
 
 NUMBER = (int, float)
 RATE = {"mean": NUMBER, "standard_error": NUMBER}
@@ -77,6 +77,8 @@ def test_results_say_what_callers_rely_on(done: Done) -> None:
     text = (done.out / "results.json").read_text()
     results = json.loads(text, parse_constant=refuse)
     assert results == json.loads(json.dumps(done.results))
+    stages = ("sft", "judge", "calibrate", "foresight", "align identity beta=0.3", "evaluate")
+    shares = {"productive": NUMBER, "compilation": NUMBER}
     rates = {"best_of_4": dict.fromkeys(("train", "judge", "true"), RATE)}
     check(
         results,
@@ -85,6 +87,7 @@ def test_results_say_what_callers_rely_on(done: Done) -> None:
             "seed": int,
             "device": str,
             "versions": {"jax": str},
+            "goodput": dict.fromkeys(stages, shares),
             "seconds": dict.fromkeys(("data", "sft", "reward", "calibrate", "evaluate"), NUMBER),
             "reward_model": {"accuracy": NUMBER, "standard_error": NUMBER},
             "calibration": {"absolute_error_before": NUMBER, "absolute_error_after": NUMBER},
@@ -99,6 +102,8 @@ def test_results_say_what_callers_rely_on(done: Done) -> None:
             {"transformation": str, "win_rates": rates, "frontier_win_rate": bounds} | numbers,
         )
         assert set(policy["win_rates"]) == {"best_of_4"}
+    assert all(0 < stage["productive"] < 1 for stage in results["goodput"].values())
+    assert "lost" not in results["reward_model"]
     names = [policy["transformation"] for policy in results["policies"]]
     assert names == ["identity", "exponential(10)"]
     assert results["policies"][0]["beta"] == 0.3
@@ -116,13 +121,32 @@ def test_every_step_has_one_line(done: Done) -> None:
     assert all("loss" in line and line["seconds"] >= 0 for line in lines)
 
 
+def test_a_finished_run_answers_prompts_of_ones_own(done: Done) -> None:
+    there = stages(done.out)
+    served = serve.load(toy_run.experiment, done.out)
+    assert stages(done.out) == there
+    names = [policy.name for policy in toy_run.experiment.policies]
+    assert list(served.policies) == ["reference", *names]
+    prompts = ["plan a feast for a proud king in winter", "plan a"]
+    drawn = serve.respond(served, names[0], prompts, 3)
+    assert {prompt: len(responses) for prompt, responses in drawn.items()} == dict.fromkeys(
+        prompts, 3
+    )
+    assert drawn == serve.respond(served, names[0], [*prompts, prompts[0]], 3)
+    assert drawn != serve.respond(served, names[0], prompts, 3, seed=1)
+    with pytest.raises(ValueError, match="expected a policy among reference"):
+        serve.respond(served, "mine", prompts, 3)
+    with pytest.raises(ValueError, match="got an empty one"):
+        serve.respond(served, names[0], [" "], 3)
+
+
 def test_the_judge_shares_no_prompt_and_no_weight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     met: dict[str, tuple[set[bytes], Any]] = {}
 
-    def spy(run: Any, stage: str, digest: str, state: Any, *rest: Any) -> Any:
-        fitted = fit(run, stage, digest, state, *rest)
+    def spy(run: Any, stage: str, digest: str, state: Any, *rest: Any, **named: Any) -> Any:
+        fitted = fit(run, stage, digest, state, *rest, **named)
         met[stage] = rows[-1], jax.device_get(fitted[0])
         return fitted
 

@@ -2,8 +2,11 @@
 
 import contextlib
 import io
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,23 +15,55 @@ from sources import ROOT
 from infalign_jax import cli
 
 
-def examples() -> list[str]:
+def section(heading: str) -> str:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
 
 
-def test_the_examples_print_what_their_comments_say() -> None:
-    printed, scope = io.StringIO(), {}
-    code = "".join(examples())
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), scope)  # noqa: S102
+def code_of(heading: str) -> str:
+    found = re.findall(r"^```python\n(.*?)^```", section(heading), re.MULTILINE | re.DOTALL)
+    return "".join(found)
+
+
+def check(code: str, printed: str) -> None:
+    """Every number printed is the one in the comment beside it, to the digits that that has."""
     said = re.findall(r"^print\(.*#\s*(\S+?),?(?: .*)?$", code, re.MULTILINE)
     found = [
         f"{float(line):.{len(number) - 2}f}"
-        for line, number in zip(printed.getvalue().split(), said, strict=True)
+        for line, number in zip(printed.split(), said, strict=True)
     ]
     assert len(said) >= 3
     assert found == said
+
+
+def test_the_ten_lines_print_what_their_comments_say() -> None:
+    printed, code = io.StringIO(), code_of("Ten lines")
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {})  # noqa: S102
+    check(code, printed.getvalue())
+
+
+def test_no_other_example_goes_unchecked() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    checked = "".join(map(code_of, ("Ten lines", "A loop of your own")))
+    assert "".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)) == checked
+
+
+@pytest.mark.slow
+def test_the_loop_prints_what_its_comments_say_on_any_number_of_devices() -> None:
+    code = code_of("A loop of your own")
+    printed = {}
+    for devices in (1, 8):
+        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        done = subprocess.run(
+            [sys.executable, "-c", f"{code}\nassert mesh.size == {devices}"],
+            env=os.environ | {"JAX_PLATFORMS": "cpu"} | flags,
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        check(code, done.stdout)
+        printed[devices] = [float(line) for line in done.stdout.split()]
+    assert printed[8] == pytest.approx(printed[1], abs=1e-4)
 
 
 @pytest.mark.slow
@@ -37,9 +72,8 @@ def test_the_three_commands_print_what_is_shown(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.partition("## With another trainer")[2].partition("\n## ")[0]
-    asked, shown = re.findall(r"^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    text = section("With another trainer")
+    asked, shown = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     code = asked.partition("<<END\n")[2].partition("END\n")[0]
     exec(compile(code, "README.md", "exec"), {})  # noqa: S102
     printed = io.StringIO()

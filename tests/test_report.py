@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import stored_run
 
-from infalign_jax import report, report_data, report_page, report_plots, report_theory
+from infalign_jax import (
+    report,
+    report_data,
+    report_page,
+    report_plots,
+    report_sections,
+    report_theory,
+)
+from infalign_jax.runtime import goodput
 
 PROCEDURES = ("best_of_4", "worst_of_4", "standard")
 HOSTILE = "<script>x</script><b onclick='y'>$\\frac${z}$title\"&"
@@ -64,6 +72,24 @@ def test_each_figure_is_on_the_page_and_beside_it(run: Path, page: str) -> None:
     for stem in stems:
         assert (run / "plots" / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
         assert (run / "plots" / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_goodput_is_told_in_numbers_and_draws_no_curve(copy: Path) -> None:
+    assert "Goodput" not in report_sections.document(report_data.read(copy), {})  # an older run
+
+    def add(results: dict) -> None:
+        results["goodput"] = {"sft": {"productive": 0.87, "compilation": 4.5}}
+
+    change(copy, "results.json", add)
+    rows = (copy / "metrics.jsonl").read_text().splitlines()
+    rows[5] = json.dumps(json.loads(rows[5]) | dict.fromkeys(goodput.OF_A_STEP, 7.25))
+    (copy / "metrics.jsonl").write_text("\n".join(rows))
+    run = report_data.read(copy)
+    assert set(report_data.training_lines(run.metrics)["sft"]) == {"loss"}
+    text = Tags(report_sections.document(run, {})).text
+    assert "87 %" in text
+    assert "4.5" in text.partition("seconds lost to compilation")[2]
+    assert "7.25" not in text
 
 
 def test_every_stored_number_is_on_the_page(page: str) -> None:

@@ -1,8 +1,12 @@
 """Stopped at any moment and run again, a run ends as if nothing had happened."""
 
 import json
+import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +119,11 @@ def test_killed_while_aligning_it_ends_the_same(
     code, _ = stop_while_aligning(prepared, out, signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert not (out / "results.json").exists()
-    said = finish(out, *SETTINGS)
-    assert "align  goes on from step 4\n" in said
+    said = finish(out, *SETTINGS, "--set", "keep.newest=1", "--set", "keep.every=4")
+    assert said.count("reused from") > 5  # no digest depends on what is kept
+    for progress in (out / "progress").glob("align-*"):
+        assert [path.name for path in progress.iterdir()] == ["step-00000004"]
+    assert re.search("align  goes on from step [24]\n", said)  # that of 4 was being written
     check_same(out, whole)
 
 
@@ -131,3 +138,56 @@ def test_terminated_while_aligning_it_keeps_the_step_and_says_how_to_go_on(
     said = finish(out, *SETTINGS)
     assert "align  goes on from step 6\n" in said  # the one that was under way, kept for that
     check_same(out, whole)
+
+
+JOINED = """
+import runpy, sys
+from infalign_jax.runtime import hosts
+hosts.join(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+sys.argv = sys.argv[4:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def work(out: Path, mesh: str, devices: int, processes: int = 1) -> dict[str, np.ndarray]:
+    """What `resume_worker.py` finds on so many devices, shared among processes."""
+    folder, where = Path(__file__).parent, toy_run.free_address()
+    flags = f"--xla_force_host_platform_device_count={devices // processes}"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{flags} --xla_cpu_multi_thread_eigen=false",
+        "PYTHONPATH": os.pathsep.join([str(folder), str(folder.parent)]),
+    }
+    worker = [str(folder / "resume_worker.py"), str(out), mesh]
+    joined = [["-c", JOINED, where, str(i), str(processes)] for i in range(processes)]
+    starts = joined if processes > 1 else [[]]
+    running = [subprocess.Popen([sys.executable, *s, *worker], env=environment) for s in starts]
+    assert [process.wait(timeout=600) for process in running] == [0] * processes
+    with np.load(out / "found.npz", allow_pickle=False) as found:
+        return dict(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "others"),
+    [
+        (("data=4,fsdp=2", 8), [("data=2,fsdp=2", 4), ("data=1", 1)]),
+        (("data=1,fsdp=2", 2, 2), [("data=1", 1)]),
+    ],
+    ids=["eight devices", "two processes"],
+)
+def test_it_goes_on_over_another_mesh_with_the_same_draws_and_parameters(
+    before: tuple[Any, ...], others: list[tuple[Any, ...]], compiled: None, tmp_path: Path
+) -> None:
+    (tmp_path / "before").mkdir()
+    expected = work(tmp_path / "before", *before)
+    for number, other in enumerate(others):
+        out = tmp_path / str(number)
+        shutil.copytree(tmp_path / "before" / "progress", out / "progress")
+        found = work(out, *other)
+        assert expected.keys() - found.keys() == {"drawn/0", "drawn/1"}
+        for name, leaf in found.items():
+            if name.startswith("drawn/"):
+                np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
+            else:
+                np.testing.assert_allclose(leaf, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)

@@ -194,6 +194,11 @@ def sft_of(out: Path) -> Path:
     return path
 
 
+def test_a_bucket_as_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert infalign(Path("gs://some/run")) == 2
+    check_answer(capsys, "--out: expected a directory, got the bucket gs://some/run; give a local")
+
+
 def copy_with_header(trained: Path, out: Path, **changed: object) -> Path:
     shutil.copytree(trained, out)
     header = sft_of(out) / "header.json"

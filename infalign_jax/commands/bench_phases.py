@@ -10,13 +10,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from infalign_jax import calibration, learner, programs, reward, training, transformations
+from infalign_jax import learner, programs, reward, rollout, training, transformations
 from infalign_jax.batches import Array, Prompts, Rollouts
 from infalign_jax.drawing import SamplingConfig
 from infalign_jax.lm import transformer
 from infalign_jax.lm.arithmetic import Shape
 from infalign_jax.lm.transformer import Params, TransformerConfig
-from infalign_jax.runtime import measure
+from infalign_jax.runtime import measure, shards
 from infalign_jax.runtime import mesh as meshes
 
 REFERENCE = 128  # stored rewards a prompt, which new ones are ranked among
@@ -54,7 +54,7 @@ def compiled(model: TransformerConfig, shape: Shape, mesh: Mesh) -> dict[str, Ph
     batch = meshes.batch_sharding(mesh)
     layout = meshes.shardings(mesh, programs.boxed_params(model))
     law = SamplingConfig(length=shape.response, end=model.vocab_size)  # which no draw reaches
-    prefill = meshes.within(mesh, partial(transformer.prefill, model))
+    prefill = shards.within(mesh, partial(transformer.prefill, model))
     prefill = jax.jit(prefill, in_shardings=(layout, batch))
     sample = programs.make_sample(mesh, model, law, shape.responses)
     found = {
@@ -68,17 +68,20 @@ def compiled(model: TransformerConfig, shape: Shape, mesh: Mesh) -> dict[str, Ph
     score = _compiled(
         programs.make_rewards(mesh, model), own.judge, own.prompts, rollouts.responses
     )
-    rank = jax.jit(_ranked, in_shardings=batch, out_shardings=batch)
+    rank = rollout.make_rank(mesh, transformations.exponential(4.0))
     ranking = _compiled(rank, rollouts, score.call(), own.ranked, log_probs.call())
-    learning, learn = _learning(model, mesh, own.params, ranking.call())
+    made = ranking.call()
+    learning, learn = _learning(model, mesh, own.params, made)
+    parts = rollout.Parts(
+        found["sample"].call,
+        partial(score.call, own.judge),
+        partial(log_probs.call, own.params),
+        ranking.call,
+    )
 
     def step() -> Any:
-        rollouts = found["sample"].call()
-        others = own.prompts, rollouts.responses
-        log_ref, rewards = log_probs.call(own.params, *others), score.call(own.judge, *others)
-        return learn(ranking.call(rollouts, rewards, own.ranked, log_ref))
+        return learn(rollout.batch(parts, own.params, own.prompts, own.ranked, own.key))
 
-    made = ranking.call()
     return found | {
         "reference log-probabilities": log_probs,
         "reward scoring": score,
@@ -89,12 +92,7 @@ def compiled(model: TransformerConfig, shape: Shape, mesh: Mesh) -> dict[str, Ph
 
 
 def _inputs(model: TransformerConfig, shape: Shape, mesh: Mesh) -> _Inputs:
-    layout = meshes.shardings(mesh, programs.boxed_params(model))
-
-    def initial(key: Array) -> Params:
-        return nn.unbox(transformer.initial_params(model, key))
-
-    params = jax.jit(initial, out_shardings=layout)(jax.random.key(0))
+    params = programs.initial_params(mesh, model, jax.random.key(0))
     judge = nn.unbox(reward.with_head(model, params))
     rng, size = np.random.default_rng(0), (shape.prompts, shape.prompt)
     tokens = rng.integers(3, model.vocab_size, size, np.int32)
@@ -104,12 +102,6 @@ def _inputs(model: TransformerConfig, shape: Shape, mesh: Mesh) -> _Inputs:
     table = meshes.put_batch(np.sort(rewards, axis=1), mesh)
     judge["head"] = jax.device_put(judge["head"], meshes.replicated(mesh))
     return _Inputs(params, judge, prompts, table, jax.random.key(1))
-
-
-def _ranked(rollouts: Rollouts, rewards: Array, ranked: Array, log_ref: Array) -> learner.Batch:
-    quantiles = calibration.calibrate(rewards, ranked)
-    phi = transformations.exponential(4.0)(quantiles)
-    return learner.Batch(rollouts, phi, log_ref, quantiles, rewards)
 
 
 def _learning(

@@ -24,6 +24,7 @@ from infalign_jax.lm.arithmetic import Cost, Shape
 from infalign_jax.lm.transformer import TransformerConfig
 from infalign_jax.programs import boxed_params
 from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime import shards
 from infalign_jax.stages import align, language
 from infalign_jax.stages.run import Run
 
@@ -137,7 +138,7 @@ def prefill(mesh: Mesh, model: TransformerConfig, shape: Shape) -> Phase:
     """
     boxed, batch = boxed_params(model), meshes.batch_sharding(mesh)
     program = jax.jit(
-        meshes.within(mesh, partial(transformer.prefill, model)),
+        shards.within(mesh, partial(transformer.prefill, model)),
         in_shardings=(meshes.shardings(mesh, boxed), batch),
     )
     cost = stateless(partial(arithmetic.prefill, model))

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 
 from infalign_jax.batches import Array
 from infalign_jax.lm.attention import KeyValues
-from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime import shards
 
 LANES, LARGEST = 128, 512  # keys of a block: the fewest that splash attention takes, and the most
 
@@ -69,9 +69,9 @@ def _on_shards(kernel: Callable[..., Array], q: Array, own: KeyValues, *others: 
     own_mask, prefix, prefix_mask = others
     own_mask = jnp.broadcast_to(own_mask, (len(q), *own_mask.shape[1:]))
     tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
-    rows = meshes.rows(len(q))
+    rows = shards.rows(len(q))
     both = PartitionSpec(*rows, None if q.shape[1] % tensor else "tensor")
-    divided = meshes.by_shards(kernel, (both, both, rows, both, rows), both)
+    divided = shards.by_shards(kernel, (both, both, rows, both, rows), both)
     return divided(q, own, own_mask, prefix, prefix_mask)
 
 

@@ -17,6 +17,7 @@ from infalign_jax.lm import layers, vocabulary
 from infalign_jax.lm.attention import KeyValues
 from infalign_jax.lm.decoding import Decoder
 from infalign_jax.lm.layers import Stream, TransformerConfig, Weights
+from infalign_jax.runtime import shards
 
 Params = Any
 
@@ -57,7 +58,8 @@ class Block(nn.Module):
         params["gate"] = weight("gate", (c.width, wide), "width", "mlp")
         params["up"] = weight("up", (c.width, wide), "width", "mlp")
         params["down"] = weight("down", (wide, c.width), "mlp", "width")
-        return layers.layer(c, layers.weights(c, params), x, prefix, stream)
+        x, own = layers.layer(c, layers.weights(c, params), x, prefix, stream)
+        return shards.on_rows(x), own
 
 
 class Transformer(nn.Module):
@@ -87,8 +89,8 @@ class Transformer(nn.Module):
     ) -> tuple[Array, KeyValues]:
         """Hidden states [B, K, Q, D] of tokens[B, K, Q], and their keys and values."""
         c = self.config
-        x = self.embedding.astype(c.dtype)[tokens] * jnp.asarray(c.width**0.5, c.dtype)
-        x, own = self.blocks(x, prefix, stream)
+        x = vocabulary.embed(self.embedding, tokens, c.dtype) * jnp.asarray(c.width**0.5, c.dtype)
+        x, own = self.blocks(shards.on_rows(x), prefix, stream)
         return layers.rms_norm(x, self.norm()["scale"].astype(c.wide)), own
 
     def __call__(self, prompts: Prompts, responses: Responses) -> Array:

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 
 from infalign_jax.batches import Array
 from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime import shards
 
 WHOLE = PartitionSpec()
 
@@ -52,6 +53,29 @@ def _logits(hidden: Array, table: Array, wide: jnp.dtype) -> Array:
     return jnp.einsum("nd,vd->nv", hidden, table, preferred_element_type=wide)
 
 
+def embed(table: Array, tokens: Array, dtype: jnp.dtype) -> Array:
+    """Rows [B, ..., D] of the table [V, D] at tokens[B, ...], in `dtype`.
+
+    Where `fsdp` divides the table along D, each device looks its part of a row up for all tokens of
+    its group, and they exchange what they found: the table stays where it is, and so does its
+    gradient.
+
+    >>> embed(jnp.eye(3), jnp.array([[2, 0]]), jnp.dtype("float32")).tolist()
+    [[[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]]
+    """
+    if not shards.divides(len(tokens)):
+        return table[tokens].astype(dtype)
+    rows = shards.rows(len(tokens))
+
+    def own(table: Array, tokens: Array) -> Array:
+        group = jax.lax.all_gather(tokens, "fsdp", tiled=True)
+        part = table[group].astype(dtype)
+        return jax.lax.all_to_all(part, "fsdp", 0, part.ndim - 1, tiled=True)
+
+    parts = PartitionSpec(None, "fsdp"), rows
+    return shards.by_shards(own, parts, rows, meshes.BATCH)(table, tokens)
+
+
 def log_probs(hidden: Array, table: Array, tokens: Array, wide: jnp.dtype, size: int) -> Array:
     """log softmax(hidden · tableᵀ) [...] at `tokens`, in `wide`.
 
@@ -63,12 +87,12 @@ def log_probs(hidden: Array, table: Array, tokens: Array, wide: jnp.dtype, size:
     >>> bool(jnp.allclose(log_probs(hidden, table, tokens, jnp.float32, 20), -jnp.log(10.0)))
     True
     """
-    rows = meshes.rows(len(hidden))
+    rows = shards.rows(len(hidden))
 
     def own(hidden: Array, table: Array, tokens: Array) -> Array:
         return _log_probs(wide, size, hidden, table.astype(hidden.dtype), tokens)
 
-    return meshes.by_shards(own, (rows, WHOLE, rows), rows, meshes.BATCH)(hidden, table, tokens)
+    return shards.by_shards(own, (rows, WHOLE, rows), rows, meshes.BATCH)(hidden, table, tokens)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -117,13 +141,13 @@ def divergence(
     >>> float(divergence(rows, table, rows, table, jnp.float32, 20)[0])
     0.0
     """
-    rows = meshes.rows(len(hidden))
+    rows = shards.rows(len(hidden))
 
     def own(fixed: Array, fixed_table: Array, hidden: Array, table: Array) -> Array:
         fixed_table, table = (x.astype(hidden.dtype) for x in (fixed_table, table))
         return _divergence(wide, size, fixed, fixed_table, hidden, table)
 
-    divided = meshes.by_shards(own, (rows, WHOLE, rows, WHOLE), rows, meshes.BATCH)
+    divided = shards.by_shards(own, (rows, WHOLE, rows, WHOLE), rows, meshes.BATCH)
     return divided(fixed, fixed_table, hidden, table)
 
 

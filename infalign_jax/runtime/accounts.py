@@ -28,6 +28,7 @@ FREE = CONTROL | {
 SLICES = {"dynamic-slice", "slice", "gather"}
 FUSED = re.compile(r"splash_mha_(fwd|dq|dkv)")
 CHANNEL = re.compile(r"channel_id=(\d+)")
+ORIGIN = re.compile(r"metadata=\{([^}]*)\}")
 WINDOW = {"size": "1", "stride": "1", "pad": "0_0", "lhs_dilate": "1", "rhs_dilate": "1"}
 
 
@@ -68,7 +69,7 @@ def account(
     inner = _inner(module)
     flops = moved = 0.0
     kernels: dict[tuple[str, tuple[int, ...], tuple[int, ...]], float] = defaultdict(float)
-    network: dict[str, Collective] = {}  # by channel: XLA may write one in several pieces
+    network: dict[str, Collective] = {}  # XLA may write one in several pieces
     for name, count in runs.times.items():
         computation = module.computations.get(name, {})
         for each in computation.values():
@@ -76,10 +77,7 @@ def account(
             if name not in inner:
                 moved += count * _moved(each, computation, module)
             if found := collectives.received(each, computation, mesh, count):
-                channel = CHANNEL.search(each.attributes)
-                key = channel[1] if channel else f"{name} {each.name}"
-                if each.opcode == "recv":  # whose channels are numbered apart
-                    key = f"recv {key}"
+                key = _piece(each) or f"{name} {each.name}"
                 if key not in network or found.bytes > network[key].bytes:
                     network[key] = found
             if called := kernel(each, computation):
@@ -105,6 +103,16 @@ def kernel(
     wide = [array.sizes for array in operands if array.kind in ("bf16", "f32")]
     queries, keys = [sizes for sizes in wide if len(sizes) >= 3][:2]
     return found[1], queries, keys
+
+
+def _piece(each: Instruction) -> str | None:
+    """What the pieces of one collective have in common: its channel, and what it was written for.
+
+    All of `shard_map` have channel 1, and what hosts send has channels that are numbered apart.
+    """
+    channel, origin = CHANNEL.search(each.attributes), ORIGIN.search(each.attributes)
+    kind = each.opcode if each.opcode == "recv" else ""
+    return f"{kind} {channel[1]} {origin[1] if origin else ''}" if channel else None
 
 
 def _inner(module: Module) -> set[str]:

@@ -1,4 +1,4 @@
-"""What a run keeps on disk: finished results and the progress within a stage.
+"""What a run keeps on disk: results as directories that are whole or known to be damaged.
 
 A checkpoint is a directory that is whole or absent (see `files`), whenever the process died:
 ``arrays/`` (Orbax, each leaf under its path in the tree) and ``header.json`` (format, digest,
@@ -9,23 +9,32 @@ One run writes at a time: hold `files.exclusive` on the directory. Every host of
 """
 
 import json
-import logging
-import os
-import re
 import shutil
 import zlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from infalign_jax.runtime import hosts
-from infalign_jax.runtime.files import discard, put_in_place
+from infalign_jax.runtime import arrays, hosts
+from infalign_jax.runtime.files import put_in_place
 
 FORMAT = 1
 _HEADER = {"format", "digest", "leaves", "files", "info"}
-_STEP = "step-"
+_PIECE = 1 << 24  # bytes read at once
+
+
+class Damaged(ValueError):
+    """A checkpoint that is not whole; `what` says what is amiss."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.what = what
+        super().__init__(
+            f"expected a whole checkpoint at {path}, got a damaged one; delete it and run again "
+            f"({what})"
+        )
 
 
 def save(path: Path, tree: Any, *, digest: str, info: dict[str, Any]) -> None:
@@ -35,33 +44,75 @@ def save(path: Path, tree: Any, *, digest: str, info: dict[str, Any]) -> None:
     Raises OSError when the disk is full, TypeError when `info` is not JSON.
 
     >>> import tempfile
+    >>> import numpy as np
     >>> path = Path(tempfile.mkdtemp()) / "calibration"
     >>> save(path, {"rewards": np.ones((2, 3))}, digest="ab", info={"prompts": 2})
     >>> load(path, {"rewards": jax.ShapeDtypeStruct((2, 3), np.float64)}, digest="ab")[1]
     {'prompts': 2}
     """
+    wait(begin(path, tree, digest=digest, info=info))
+
+
+def begin(
+    path: Path, tree: Any, *, digest: str, info: dict[str, Any],
+    then: Callable[[], None] = lambda: None,
+) -> "Future[None]":  # fmt: skip
+    """Begins what `save` does, and returns when the arrays are copied to the hosts' memory.
+
+    From then on they may be donated. In a thread every host writes its shards; when all have, the
+    first puts the checkpoint in place and calls `then`. To be given to `wait`.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> path = Path(tempfile.mkdtemp()) / "sft"
+    >>> pending = begin(path, {"w": np.ones(3)}, digest="ab", info={}, then=lambda: print("kept"))
+    >>> wait(pending), finished(path, "ab")
+    kept
+    (None, True)
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    leaves = _named(tree)
+    leaves = arrays.named(tree)
+    header = {"format": FORMAT, "digest": digest, "leaves": _shapes(leaves), "info": info}
 
-    def begin() -> None:
-        shutil.rmtree(temporary, ignore_errors=True)
+    def prepare() -> None:
+        _remove(temporary)
         temporary.mkdir(parents=True)
 
-    def finish() -> None:
-        header = {"format": FORMAT, "digest": digest, "leaves": _shapes(leaves), "info": info}
-        header |= {"files": _checksums(temporary)}
-        (temporary / "header.json").write_text(json.dumps(header), encoding="utf-8")
-        put_in_place(temporary, path)
+    def finish(written: Callable[[], None]) -> None:
+        try:
+            written()
+            if hosts.first():
+                text = json.dumps(header | {"files": _checksums(temporary)})
+                (temporary / "header.json").write_text(text, encoding="utf-8")
+                put_in_place(temporary, path)
+                then()
+        except BaseException:
+            _remove(temporary)
+            raise
 
-    hosts.shared(begin)
+    hosts.shared(prepare)
     try:
-        _write_arrays(temporary / "arrays", leaves)
-        hosts.shared(finish)
+        written = arrays.begin(temporary / "arrays", leaves)
     except BaseException:
-        if hosts.first():
-            shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         raise
+    thread = ThreadPoolExecutor(1, "checkpoint")
+    pending = thread.submit(finish, written)
+    thread.shutdown(wait=False)
+    return pending
+
+
+def wait(pending: "Future[None]") -> None:
+    """Waits until what `begin` began is kept; all hosts wait together.
+
+    Raises what went wrong: on every host what the first met, else on the host that met it.
+
+    >>> done = Future(); done.set_result(None); wait(done)
+    """
+    if not hosts.first():
+        pending.result()
+    hosts.shared(pending.result)
 
 
 def load(path: Path, like: Any, *, digest: str) -> tuple[Any, dict[str, Any]]:
@@ -76,7 +127,7 @@ def load(path: Path, like: Any, *, digest: str) -> tuple[Any, dict[str, Any]]:
     Traceback (most recent call last):
     FileNotFoundError: expected a checkpoint at /nowhere, got nothing; run its stage first
     """
-    header = hosts.shared(lambda: _checked_header(Path(path)))
+    header = hosts.shared(lambda: whole_header(Path(path)))
     if header["digest"] != digest:
         raise ValueError(
             f"expected a checkpoint of configuration {digest} at {path}, got a checkpoint of "
@@ -93,101 +144,47 @@ def finished(path: Path, digest: str) -> bool:
     >>> finished(Path("/nowhere"), "ab")
     False
     """
-    header = _header(Path(path))
-    return header is not None and header["digest"] == digest
-
-
-def save_step(
-    directory: Path, step: int, tree: Any, info: dict[str, Any], *, keep: int = 2
-) -> None:
-    """Keeps the progress of a stage after `step` steps, and the `keep` newest checkpoints.
-
-    Checkpoints of later steps go: they are damaged, or of a run that this one replaces. Name the
-    directory after the digest of what the stage depends on. Errors as for `save`.
-
-    >>> import tempfile
-    >>> directory = Path(tempfile.mkdtemp())
-    >>> for step in (10, 20, 30):
-    ...     save_step(directory, step, {"w": np.zeros(2)}, {"loss": 0.5})
-    >>> latest_step(directory), sorted(path.name for path in directory.iterdir())
-    (30, ['step-00000020', 'step-00000030'])
-    """
-    directory = Path(directory)
-    save(_step_path(directory, step), tree, digest="", info=info)
-    if not hosts.first():
-        return
-    steps = _steps(directory)
-    kept = [other for other in steps if other <= step][-keep:]
-    for other in set(steps) - set(kept):
-        discard(_step_path(directory, other))
-    for rest in directory.glob(f".{_STEP}*"):  # of a process that died while writing or removing
-        shutil.rmtree(rest, ignore_errors=True)
-
-
-def latest_step(directory: Path) -> int | None:
-    """The step of the newest checkpoint that is whole, None without one. Skips damaged ones.
-
-    >>> latest_step(Path("/nowhere")) is None
-    True
-    """
-
-    def found() -> int | None:
-        steps = reversed(_steps(Path(directory)))
-        return next((n for n in steps if _header(_step_path(Path(directory), n))), None)
-
-    return hosts.shared(found)  # type: ignore[no-any-return]
-
-
-def restore_step(directory: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-    """Reads the progress checkpoint of `step` in the structure of `like`: (tree, info).
-
-    Leaves and errors as for `load`.
-
-    >>> restore_step(Path("/nowhere"), 3, {})  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    FileNotFoundError: expected a checkpoint at /nowhere/step-00000003, got nothing; run ...
-    """
-    path = _step_path(Path(directory), step)
-    header = hosts.shared(lambda: _checked_header(path))
-    return _read_tree(path, header, like), header["info"]
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    leaves = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
-    if len(leaves) != len(paths):
-        raise ValueError("expected distinct names in the tree, got two leaves of one; rename a key")
-    return leaves
-
-
-def _shapes(leaves: dict[str, Any]) -> dict[str, list[Any]]:
-    return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in leaves.items()}
-
-
-def _write_arrays(path: Path, leaves: dict[str, Any]) -> None:
-    import orbax.checkpoint as ocp
-
-    if not leaves:
-        return
-    log = logging.getLogger("absl")  # Orbax logs the tracebacks of what it also raises
-    level = log.level
-    log.setLevel(logging.CRITICAL)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave(leaves))
-    except Exception as error:  # TensorStore reports the system's errors as text
-        if found := re.search(r"os_error_code='(\d+)'", str(error)):
-            code = int(found[1])
-            raise OSError(code, os.strerror(code), str(path)) from error
-        raise
-    finally:
-        log.setLevel(level)
+        return bool(whole_header(Path(path))["digest"] == digest)
+    except (FileNotFoundError, Damaged):
+        return False
+
+
+def whole_header(path: Path) -> dict[str, Any]:
+    """The header of a checkpoint, all of whose files are as they were written.
+
+    Raises FileNotFoundError where nothing is there, Damaged where it is not whole, and ValueError
+    for a newer format.
+
+    >>> whole_header(Path("/nowhere"))
+    Traceback (most recent call last):
+    FileNotFoundError: expected a checkpoint at /nowhere, got nothing; run its stage first
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"expected a checkpoint at {path}, got nothing; run its stage first"
+        )
+    try:
+        header = json.loads((path / "header.json").read_text(encoding="utf-8"))
+        version = int(header["format"])
+    except FileNotFoundError:
+        raise Damaged(path, "header.json is missing") from None
+    except (ValueError, KeyError, TypeError):
+        raise Damaged(path, "header.json cannot be read") from None
+    if version > FORMAT:
+        raise ValueError(
+            f"expected a checkpoint of format {FORMAT} at {path}, got the newer format {version}; "
+            "upgrade infalign-jax or choose another directory"
+        )
+    if not header.keys() >= _HEADER:
+        raise Damaged(path, f"header.json lacks {', '.join(sorted(_HEADER - header.keys()))}")
+    if header["files"] != (found := _checksums(path)):
+        raise Damaged(path, _difference(header["files"], found))
+    return dict(header)
 
 
 def _read_tree(path: Path, header: dict[str, Any], like: Any) -> Any:
-    import orbax.checkpoint as ocp
-
-    wanted = _named(like)
+    wanted = arrays.named(like)
     expected, stored = _shapes(wanted), header["leaves"]
     for name in sorted(expected.keys() | stored.keys()):
         if expected.get(name) != stored.get(name):
@@ -195,50 +192,17 @@ def _read_tree(path: Path, header: dict[str, Any], like: Any) -> Any:
                 f"expected {name} to be {expected.get(name, 'absent')} in {path}, got "
                 f"{stored.get(name, 'nothing')}; delete the checkpoint and run its stage again"
             )
-    leaves: dict[str, Any] = {}
-    if wanted:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            leaves = checkpointer.restore(
-                (path / "arrays").absolute(),
-                args=ocp.args.PyTreeRestore(
-                    item=wanted, restore_args={name: _target(leaf) for name, leaf in wanted.items()}
-                ),
-            )
+    leaves = arrays.read(path / "arrays", wanted)
     return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in wanted])
 
 
-def _target(leaf: Any) -> Any:
-    import orbax.checkpoint as ocp
-
-    if (sharding := getattr(leaf, "sharding", None)) is None:
-        return ocp.RestoreArgs(restore_type=np.ndarray)
-    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape)
+def _shapes(leaves: dict[str, Any]) -> dict[str, list[Any]]:
+    return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in leaves.items()}
 
 
-def _header(path: Path) -> dict[str, Any] | None:
-    """The header of a whole checkpoint, None for a missing or damaged one."""
-    try:
-        header = json.loads((path / "header.json").read_text(encoding="utf-8"))
-        newer = header["format"] > FORMAT
-        whole = newer or (header["files"] == _checksums(path) and header.keys() >= _HEADER)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if newer:
-        raise ValueError(
-            f"expected a checkpoint of format {FORMAT} at {path}, got the newer format "
-            f"{header['format']}; upgrade infalign-jax or choose another directory"
-        )
-    return header if whole else None
-
-
-def _checked_header(path: Path) -> dict[str, Any]:
-    if (header := _header(path)) is not None:
-        return header
-    if path.exists():
-        raise ValueError(
-            f"expected a whole checkpoint at {path}, got a damaged one; delete it and run again"
-        )
-    raise FileNotFoundError(f"expected a checkpoint at {path}, got nothing; run its stage first")
+def _remove(temporary: Path) -> None:
+    if hosts.first():
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _checksums(root: Path) -> dict[str, list[int]]:
@@ -246,14 +210,27 @@ def _checksums(root: Path) -> dict[str, list[int]]:
     sums = {}
     for path in sorted(root.rglob("*")):
         if path.is_file() and path != root / "header.json":
-            data = path.read_bytes()
-            sums[path.relative_to(root).as_posix()] = [len(data), zlib.crc32(data)]
+            sums[path.relative_to(root).as_posix()] = _checksum(path)
     return sums
 
 
-def _step_path(directory: Path, step: int) -> Path:
-    return directory / f"{_STEP}{step:08d}"
+def _checksum(path: Path) -> list[int]:
+    size = crc = 0
+    with open(path, "rb") as file:
+        while piece := file.read(_PIECE):
+            size, crc = size + len(piece), zlib.crc32(piece, crc)
+    return [size, crc]
 
 
-def _steps(directory: Path) -> list[int]:
-    return sorted(int(path.name.removeprefix(_STEP)) for path in directory.glob(f"{_STEP}[0-9]*"))
+def _difference(wanted: Any, found: dict[str, list[int]]) -> str:
+    """The first file that is not as the header says, and how it differs."""
+    if not isinstance(wanted, dict):
+        return "header.json cannot be read"
+    name = min(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
+    if name not in found:
+        return f"{name} is missing"
+    if name not in wanted:
+        return f"{name} is not of it"
+    if wanted[name][0] != found[name][0]:
+        return f"{name} has {found[name][0]} bytes, not {wanted[name][0]}"
+    return f"{name} has other bytes than were written"

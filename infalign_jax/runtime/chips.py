@@ -38,3 +38,21 @@ GPUS = {
     "b200": Chip(2250e12, 180 * 10**9, 8000e9, 900e9),
 }
 MOST_GPUS = 8  # that NVLink joins in one machine
+KINDS = {  # as JAX names its devices
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
+
+
+def of(device_kind: str) -> Chip | None:
+    """The chip of JAX's `device_kind`, None where its peaks are not known.
+
+    >>> of("TPU v5 lite") is CHIPS["v5e"], of("cpu")
+    (True, None)
+    """
+    return CHIPS[KINDS[device_kind]] if device_kind in KINDS else None

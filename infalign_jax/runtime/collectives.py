@@ -12,6 +12,9 @@ from infalign_jax.runtime.mesh import BETWEEN
 
 # How XLA has a TPU receive what was summed or gathered over slices: through its host.
 FROM_SLICES = re.compile(r'xla_megascale_runtime.*rendezvous="([a-z-]+)')
+NAMED = re.compile(  # axes of a mesh of XLA's own, whose devices may be permuted
+    r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}"
+)
 KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
 
@@ -84,20 +87,20 @@ def groups(attributes: str, devices: int) -> list[list[int]]:
     [[0, 1], [2, 3]]
     >>> groups("replica_groups=mesh['a'=2,'b'=2] {'a'}", 4)
     [[0, 2], [1, 3]]
+    >>> groups("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", 4)
+    [[0, 1], [2, 3]]
     """
     if found := re.search(
         r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
     ):
-        shape, sizes = ([int(n) for n in part.split(",")] for part in found.groups()[:2])
-        numbers = np.arange(prod(sizes)).reshape(sizes)
-        if found[3]:
-            numbers = numbers.transpose([int(n) for n in found[3].split(",")])
-        return [[int(n) for n in row] for row in numbers.reshape(shape)]
-    if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", attributes):
+        shape = [int(n) for n in found[1].split(",")]
+        return [[int(n) for n in row] for row in _permuted(found[2], found[3]).reshape(shape)]
+    if found := NAMED.search(attributes):
         named = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        along = [list(named).index(name) for name in re.findall(r"'(\w+)'", found[2])]
+        along = [list(named).index(name) for name in re.findall(r"'(\w+)'", found[4])]
         across = [i for i in range(len(named)) if i not in along]
-        numbers = np.arange(devices).reshape(list(named.values())).transpose(across + along)
+        numbers = _permuted(found[2] or str(devices), found[3])
+        numbers = numbers.reshape(list(named.values())).transpose(across + along)
         width = prod(numbers.shape[len(across) :])
         return [[int(n) for n in row] for row in numbers.reshape(-1, width)]
     listed = re.search(
@@ -105,6 +108,13 @@ def groups(attributes: str, devices: int) -> list[list[int]]:
     )
     rows = re.findall(r"\{([\d,]+)\}", listed[1]) if listed else []
     return [[int(n) for n in row.split(",")] for row in rows] or [list(range(devices))]
+
+
+def _permuted(sizes: str, order: str | None) -> np.ndarray:
+    """The numbers from 0 on, laid out in these sizes, with the axes in this order."""
+    shape = [int(n) for n in sizes.split(",")]
+    numbers = np.arange(prod(shape)).reshape(shape)
+    return numbers.transpose([int(n) for n in order.split(",")]) if order else numbers
 
 
 def _axes(members: list[list[int]], mesh: Mapping[str, int]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ whatever carries its final name is whole, whenever the process died.
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -54,7 +55,8 @@ def write_text(path: Path, text: str) -> None:
 def exclusive(directory: Path) -> Iterator[None]:
     """Holds an output directory (made if missing) for this process; let go even by kill -9.
 
-    Raises ValueError when another run holds it, with that run's process number.
+    Raises ValueError when another run holds it, with that run's process number, and for a bucket,
+    where nothing can be locked or renamed.
 
     >>> import tempfile
     >>> directory = tempfile.mkdtemp()
@@ -64,6 +66,11 @@ def exclusive(directory: Path) -> Iterator[None]:
     ValueError: expected ... to be free, got a directory in use by another run (process ...); ...
     """
     directory = Path(directory)
+    if bucket := re.match(r"([a-z][a-z0-9]+):/(.+)", str(directory)):
+        raise ValueError(
+            f"--out: expected a directory, got the bucket {bucket[1]}://{bucket[2]}; give a local "
+            "one, which experiments/pods/ copies to the bucket, or one where gcsfuse mounts it"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:

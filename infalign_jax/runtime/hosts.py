@@ -49,8 +49,9 @@ def join(
         )
     if num_processes is not None or launched():
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT
-        )
+            coordinator, num_processes, process_id,
+            heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT,
+        )  # fmt: skip
 
 
 def first() -> bool:

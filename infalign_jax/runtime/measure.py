@@ -1,7 +1,9 @@
 """What this device can do, and how long a program takes on it."""
 
 import os
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -101,3 +103,21 @@ def memory_limit(device: jax.Device) -> int | None:
             return None
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit")
+
+
+def memory_peak(devices: Sequence[jax.Device]) -> dict[str, int]:
+    """The most bytes held so far, by what they are of; empty where neither is known.
+
+    `device_memory_peak_bytes` is the fullest of this process's devices; of a CPU's, which count
+    nothing, there is `process_peak_rss_bytes`, all that this process has had resident.
+
+    >>> list(memory_peak(jax.devices("cpu")))
+    ['process_peak_rss_bytes']
+    """
+    if devices[0].platform == "cpu":
+        unit = 1 if sys.platform == "darwin" else 1024
+        return {"process_peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in own]
+    known = [peak for peak in peaks if peak is not None]
+    return {"device_memory_peak_bytes": max(known)} if known else {}

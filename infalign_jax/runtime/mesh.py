@@ -5,11 +5,10 @@ Batches are divided over `replica`, `data` and `fsdp`; parameters and optimiser 
 outermost axis, `replica`, is for slices joined by a slower network: gradients alone cross it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import wraps
 from math import gcd, prod
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,9 +17,6 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from infalign_jax.runtime.devices import cores_as_devices, count_slices, told_how_many
-
-Operands = ParamSpec("Operands")
-Result = TypeVar("Result")
 
 AXES = ("replica", "data", "fsdp", "tensor")
 BETWEEN = "replica"  # the axis along which slices are joined
@@ -145,56 +141,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
-def within(mesh: Mesh, function: Callable[Operands, Result]) -> Callable[Operands, Result]:
-    """The function, traced with the mesh in sight for what is done `by_shards`.
-
-    >>> mesh = make(MeshConfig(), jax.devices()[:1])
-    >>> @jax.jit
-    ... def parts(x):
-    ...     return within(mesh, lambda x: x / jax.sharding.get_abstract_mesh().size)(x)
-    >>> float(parts(8.0))
-    8.0
-    """
-
-    @wraps(function)
-    def traced(*args: Operands.args, **kwargs: Operands.kwargs) -> Result:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return function(*args, **kwargs)
-
-    return traced
-
-
-def rows(size: int) -> PartitionSpec:
-    """A batch's first axis over all that divide batches, where the mesh in sight divides its size.
-
-    >>> tuple(rows(3))  # there is none in sight
-    (('replica', 'data', 'fsdp'),)
-    """
-    shape = jax.sharding.get_abstract_mesh().shape
-    parts = prod(shape.get(axis, 1) for axis in BATCH)
-    return PartitionSpec(None if size % parts else BATCH)
-
-
-def by_shards(
-    function: Callable[..., Result], operands: Any, result: Any, axes: tuple[str, ...] = AXES
-) -> Callable[..., Result]:
-    """The function, called by every device on what it holds of the operands.
-
-    They and the result are divided as said, over `axes`; what other axes divide is left to XLA.
-    Without a mesh in sight (`within`), or when called by such a function, it stays as it is.
-
-    >>> by_shards(abs, rows(2), rows(2))(-2)
-    2
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if AxisType.Auto not in mesh.axis_types or AxisType.Manual in mesh.axis_types:
-        return function
-    divided: Callable[..., Result] = jax.shard_map(
-        function, in_specs=operands, out_specs=result, axis_names=set(axes), check_vma=False
-    )
-    return divided
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device.
 
@@ -267,11 +213,12 @@ def _put(tree: Any, sharding: NamedSharding) -> Any:
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
-    def laid(leaf: Any) -> jax.Array:
-        leaf = np.asarray(leaf)
-        return jax.make_array_from_process_local_data(sharding, leaf, leaf.shape)
+    return jax.tree.map(lambda leaf: _of_all_hosts(leaf, sharding, np.shape(leaf)), tree)
 
-    return jax.tree.map(laid, tree)
+
+def _of_all_hosts(own: Any, sharding: NamedSharding, shape: tuple[int, ...] | None) -> jax.Array:
+    with jax.transfer_guard("allow"):  # it is asked for, which JAX does not see here
+        return jax.make_array_from_process_local_data(sharding, np.asarray(own), shape)
 
 
 def own_rows(mesh: Mesh, size: int) -> np.ndarray:
@@ -294,4 +241,4 @@ def put_own(tree: Any, mesh: Mesh) -> Any:
     sharding = batch_sharding(mesh)
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), tree)
+    return jax.tree.map(lambda leaf: _of_all_hosts(leaf, sharding, None), tree)

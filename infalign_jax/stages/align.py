@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax import calibration, frontier, learner, notation, programs, training
-from infalign_jax.batches import Array, Prompts, Rollouts
+from infalign_jax import frontier, learner, notation, programs, rollout, training
+from infalign_jax.batches import Prompts, Rollouts
 from infalign_jax.data import minibatches
-from infalign_jax.experiment import PolicyConfig
-from infalign_jax.lm import transformer
+from infalign_jax.experiment import Experiment, PolicyConfig
+from infalign_jax.lm import arithmetic, transformer
+from infalign_jax.lm.arithmetic import Shape
 from infalign_jax.runtime import digests
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.stages.language import Model
@@ -82,12 +83,29 @@ def align(
         tokens = options.batch_size * options.responses * experiment.sampling.length
         params, info = fit(
             run, "align", digest, state, update, batches, options.steps, tokens,
-            prepare, policy.name,
+            prepare, policy.name, step_flops(experiment),
         )  # fmt: skip
         return params, info | {"beta": goal.beta, "target_kl": goal.kl}
 
     params, info = stored(run, "align", digest, abstract(run.boxed, layout), make)
     return Model(params, digest, info)
+
+
+def step_flops(experiment: Experiment) -> float:
+    """The model's FLOPs in one RL step, by arithmetic; responses count at full length.
+
+    >>> step_flops(Experiment("quick")) > 0
+    True
+    """
+    options, model = experiment.align, experiment.model
+    shape = Shape(
+        options.batch_size, experiment.prompt_length, options.responses, experiment.sampling.length
+    )
+    parts = [arithmetic.update(model, shape)]
+    if options.solver == "policy_gradient":
+        parts += [arithmetic.prefill(model, shape), arithmetic.decode(model, shape)]
+        parts += [arithmetic.forward(model, shape, logits=logits) for logits in (False, True)]
+    return sum(part.flops for part in parts)
 
 
 def loss_of(run: Run, goal: Target) -> training.Loss:
@@ -113,26 +131,20 @@ def fresh_rows(run: Run, goal: Target, sft: Model, scorer: Model, reference: Ref
     'fresh_rows'
     """
     model, law = run.experiment.model, run.experiment.sampling
-    sample = programs.make_sample(run.mesh, model, law, run.experiment.align.responses)
-    score = programs.make_rewards(run.mesh, run.experiment.scorer)
-    log_probs = programs.make_log_probs(run.mesh, model)
-    batch, whole = meshes.batch_sharding(run.mesh), meshes.replicated(run.mesh)
+    parts = rollout.Parts(
+        programs.make_sample(run.mesh, model, law, run.experiment.align.responses),
+        partial(programs.make_rewards(run.mesh, run.experiment.scorer), scorer.params),
+        partial(programs.make_log_probs(run.mesh, model), sft.params),
+        rollout.make_rank(run.mesh, goal.transformation),
+    )
+    whole = meshes.replicated(run.mesh)
     key_of = jax.jit(lambda step: jax.random.fold_in(run.key(6), step), out_shardings=whole)
-
-    @partial(jax.jit, in_shardings=batch, out_shardings=batch)
-    def assemble(rollouts: Rollouts, rewards: Array, ranked: Array, log_ref: Array) -> Any:
-        quantiles = calibration.calibrate(rewards, ranked)
-        return learner.Batch(rollouts, goal.transformation(quantiles), log_ref, quantiles, rewards)
 
     def prepare(params: Params, rows: np.ndarray, step: int) -> learner.Batch:
         prompts: Prompts = put(run, jax.tree.map(lambda leaf: leaf[rows], reference.prompts))
-        rollouts = sample(params, prompts, key_of(meshes.put_whole(np.uint32(step), run.mesh)))
-        if run.mesh.devices.flat[0].platform == "cpu":
-            # There the update's collectives give up on a shard that still draws after 40 s.
-            jax.block_until_ready(rollouts)
-        rewards = score(scorer.params, prompts, rollouts.responses)
-        log_ref = log_probs(sft.params, prompts, rollouts.responses)
-        return assemble(rollouts, rewards, put(run, reference.sorted_rewards[rows]), log_ref)
+        table = put(run, reference.sorted_rewards[rows])
+        key = key_of(meshes.put_whole(np.uint32(step), run.mesh))
+        return rollout.batch(parts, params, prompts, table, key)
 
     return prepare
 

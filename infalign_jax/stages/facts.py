@@ -16,7 +16,7 @@ from infalign_jax import (
     synthetic,
     transformations,
 )
-from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime import shards
 from infalign_jax.stages.evaluate import Samples, decoded, variety
 from infalign_jax.stages.language import Model, parts, sft_loss
 from infalign_jax.stages.run import Run
@@ -57,7 +57,7 @@ def sft_facts(run: Run, text: Text, sft: Model) -> dict[str, float]:
     >>> sft_facts.__name__
     'sft_facts'
     """
-    loss = jax.jit(meshes.within(run.mesh, partial(sft_loss, run.experiment.model)))
+    loss = jax.jit(shards.within(run.mesh, partial(sft_loss, run.experiment.model)))
     nats, counts = [], []
     for part in parts(text.rows["validation"]):
         nats.append(float(loss(sft.params, part)[1]["nats"]))

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +12,9 @@ from infalign_jax import foresight, programs, reward, training
 from infalign_jax.batches import Array, Preferences, Responses
 from infalign_jax.data import minibatches
 from infalign_jax.experiment import FitConfig
-from infalign_jax.lm import transformer
-from infalign_jax.runtime import digests
+from infalign_jax.lm import arithmetic, transformer
+from infalign_jax.lm.arithmetic import Shape
+from infalign_jax.runtime import digests, shards
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.stages.reference import Reference, pick
 from infalign_jax.stages.run import Params, Run, abstract, fit, put, stored
@@ -74,12 +74,7 @@ def sft(run: Run, text: Text, stage: Trunk = "sft") -> Model:
     loss = partial(sft_loss, config)
 
     def start() -> Params:
-        layout = meshes.shardings(run.mesh, boxed)
-
-        def drawn() -> Params:
-            return nn.unbox(transformer.initial_params(config, run.key(key)))
-
-        return jax.jit(drawn, out_shardings=layout)()
+        return programs.initial_params(run.mesh, config, run.key(key))
 
     return _supervised(run, stage, digest, boxed, start, loss, experiment.sft, text, split, offset)
 
@@ -127,7 +122,7 @@ def held_out_accuracy(run: Run, params: Params, text: Text) -> dict[str, float]:
     'held_out_accuracy'
     """
     score = jax.jit(
-        meshes.within(run.mesh, partial(reward.rewards, run.experiment.scorer)),
+        shards.within(run.mesh, partial(reward.rewards, run.experiment.scorer)),
         out_shardings=meshes.replicated(run.mesh),
     )
     right, longer = [], []
@@ -159,14 +154,16 @@ def _supervised(
         update = training.make_update(loss, transform, run.mesh, boxed)
         own = meshes.own_rows(run.mesh, config.batch_size)
         batches = minibatches(rows, config.batch_size, run.experiment.seed * 10 + offset, own)
-        tokens = (
-            config.batch_size
-            * (1 if stage.endswith("sft") else 2)
-            * rows.responses.tokens.shape[-1]
-        )
+        language = stage.endswith("sft")
+        shape = Shape(
+            config.batch_size, rows.prompts.tokens.shape[-1], 1 if language else 2,
+            rows.responses.tokens.shape[-1],
+        )  # fmt: skip
+        model = run.experiment.model if stage == "sft" else run.experiment.scorer
+        once = arithmetic.forward(model, shape, logits=language)
         return fit(
-            run, stage, digest, state, update, batches, config.steps, tokens,
-            lambda _, rows, step: meshes.put_own(rows, run.mesh),
+            run, stage, digest, state, update, batches, config.steps, shape.tokens,
+            lambda _, rows, step: meshes.put_own(rows, run.mesh), flops=3 * once.flops,
         )  # fmt: skip
 
     params, info = stored(run, stage, digest, abstract(boxed, layout), make)
@@ -197,12 +194,19 @@ def anticipate(run: Run, policy: Model, reference: Reference) -> Model:
         update = training.make_update(loss, transform, run.mesh, boxed, given)
         rows = np.arange(len(reference.rewards))
         batches = minibatches(rows, options.batch_size, experiment.seed * 10 + 3)
-        tokens = options.batch_size * options.responses * experiment.sampling.length
+        shape = Shape(
+            options.batch_size, experiment.prompt_length, options.responses,
+            experiment.sampling.length,
+        )  # fmt: skip
+        once = arithmetic.forward(config, shape)  # of which the reference takes one, and no update
 
         def prepare(_: Params, rows: np.ndarray, step: int) -> tuple[Params, foresight.Batch]:
             return policy.params, stored_batch(run, reference, rows, step, options.responses)
 
-        return fit(run, "foresight", digest, state, update, batches, options.steps, tokens, prepare)
+        return fit(
+            run, "foresight", digest, state, update, batches, options.steps, shape.tokens, prepare,
+            flops=4 * once.flops,
+        )  # fmt: skip
 
     params, info = stored(run, "foresight", digest, abstract(boxed, layout), make)
     return Model(params["trunk"], digest, info)

@@ -3,8 +3,8 @@
 import math
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +14,9 @@ from jax.sharding import Mesh
 
 from infalign_jax import programs
 from infalign_jax.experiment import Experiment
-from infalign_jax.runtime import checkpoint, hosts, stopping
+from infalign_jax.runtime import checkpoint, goodput, hosts, profile, progress, stopping
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.events import Write, scalars
-from infalign_jax.runtime.files import discard
 from infalign_jax.runtime.metrics import Advance, MetricsLog, phase
 from infalign_jax.training import Metrics, TrainState
 
@@ -30,12 +29,13 @@ class Run(NamedTuple):
     """One run: its experiment, its directory, the devices.
 
     >>> Run._fields
-    ('experiment', 'out', 'mesh')
+    ('experiment', 'out', 'mesh', 'profile')
     """
 
     experiment: Experiment
     out: Path
     mesh: Mesh
+    profile: int = 0  # steps of every training loop, after the one that compiles, to trace
 
     @property
     def log(self) -> MetricsLog:
@@ -85,12 +85,13 @@ def stored(
         tree, info = checkpoint.load(path, like, digest=digest)
         say(f"{stage}  reused from {path}")
         return tree, info
-    began = time.monotonic()
+    began, compiled = time.monotonic(), goodput.compilation_seconds()
     tree, info = make()
-    info = {"seconds": time.monotonic() - began} | info
+    lost = {"compilation": goodput.compilation_seconds() - compiled}
+    info = {"seconds": time.monotonic() - began, "lost": lost} | info
     checkpoint.save(path, tree, digest=digest, info=info)
     if hosts.first():
-        discard(_progress(run, stage, digest))
+        progress.clear(_progress(run, stage, digest), run.experiment.keep)
     return tree, info
 
 
@@ -128,27 +129,24 @@ class _Fit(NamedTuple):
     run: Run
     stage: str
     policy: str | None
-    progress: Path
-    began: float  # as if all its steps had been taken in this process
+    saver: progress.Saver
+    account: goodput.Account
+    traced: profile.Traced
     advance: Advance
     write: Write
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.began
 
     def record(self, pending: tuple[int, Metrics]) -> None:
         """Logs one step's metrics; stops the run where they are not finite."""
         step, metrics = pending
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        seconds = round(self.seconds, 3)
+        measured = {"seconds": round(self.account.taken, 3)} | self.account.step()
         if hosts.first():
-            self.run.log.append(self.stage, step, policy=self.policy, seconds=seconds, **numbers)
+            self.run.log.append(self.stage, step, policy=self.policy, **measured, **numbers)
             self.write(step, numbers)
         if not all(map(math.isfinite, numbers.values())):
             bad = next(name for name, value in numbers.items() if not math.isfinite(value))
-            good = checkpoint.latest_step(self.progress)
-            kept = f"step {good} in {self.progress}" if good else "none: it broke before the first"
+            good, where = self.saver.newest(), self.saver.directory
+            kept = f"step {good} in {where}" if good else "none: it broke before the first"
             raise FloatingPointError(
                 f"{self.policy or self.stage}: expected finite numbers, got {bad} = {numbers[bad]} "
                 f"at step {step} (last good checkpoint: {kept}); lower the learning rate"
@@ -156,18 +154,29 @@ class _Fit(NamedTuple):
         shown = [n for n in ("loss", "accuracy", "kl", "final_error", "quantile") if n in numbers]
         self.advance(step, **{name: numbers[name] for name in shown[:3]})
 
+    def keep(self, step: int, state: TrainState, batches: Any) -> None:
+        """Begins to write a checkpoint of the state after so many steps."""
+        info = {"batches": batches.get_state(), "draws": _draws(self.run)} | self.account.info()
+        with self.account.losing("checkpoints"):
+            self.saver.save(step, state, info)
+
 
 def fit(
     run: Run, stage: str, digest: str, state: TrainState, update: Update, batches: Any,
     steps: int, tokens: int, prepare: Prepare | None = None, policy: str | None = None,
+    flops: float | None = None,
 ) -> tuple[Params, dict[str, Any]]:  # fmt: skip
     """Trains to `steps`, from the last checkpoint if there is one: (parameters, info).
 
+    The checkpoint may be of another mesh or number of hosts; one is written every so many steps
+    while training goes on.
+
     `batches` is a Grain iterator; `prepare` makes of its rows what `update` takes (default: lays
-    them on the mesh). The metrics of a step are fetched after the next one is under way. Info has
-    the `seconds` that all steps took and the `tokens_per_second` of this process, its first step
-    (which compiles) left out; `tokens` counts a step's. Raises FloatingPointError on a loss that
-    is not finite, and Stopped after SIGTERM, when the step under way has been kept.
+    them on the mesh); `tokens` and the model's `flops` are a step's, at full length. The metrics of
+    a step are fetched after the next one is under way. Info has the `seconds` that all steps took,
+    which of them were `lost`, and the `tokens_per_second` of this process, its first step (which
+    compiles) left out. Raises FloatingPointError on a loss that is not finite, and Stopped after
+    SIGTERM, when the step under way has been kept.
 
     >>> import tempfile, optax
     >>> import numpy as np
@@ -183,18 +192,15 @@ def fit(
     >>> float(params["w"]), info["steps"]
     (-0.5, 3)
     """
-    directory = _progress(run, stage, digest)
-    start, state, spent = _resumed(stage, directory, state, batches)
+    start, state, spent = _resumed(run, stage, digest, state, batches)
+    account = goodput.Account(run.mesh.devices.ravel().tolist(), tokens, flops, *spent)
     hosts.shared(lambda: run.log.rewind(stage, policy, start + 1))
-    first = time.monotonic()
     pending: tuple[int, Metrics] | None = None
-    folder = run.out / "tensorboard" / (policy or stage)
-    events = scalars(folder, start + 1) if hosts.first() else nullcontext(lambda *_: None)
-    with phase(policy or stage, steps) as advance, events as write, stopping.loop():
-        own = _Fit(run, stage, policy, directory, time.monotonic() - spent, advance, write)
+    with _under_way(run, stage, digest, policy, steps, start, account) as own:
         for step in range(start, steps):
-            rows = next(batches)
-            with jax.transfer_guard("disallow"):
+            with account.losing("data"):
+                rows = next(batches)
+            with own.traced(step, state), jax.transfer_guard("disallow"):
                 batch = prepare(state.params, rows, step) if prepare else put(run, rows)
                 state, metrics = update(state, batch)
             if pending:
@@ -202,37 +208,60 @@ def fit(
             pending = step + 1, metrics
             if step == start:
                 jax.block_until_ready(metrics)
-                first = time.monotonic()
+                account.compiled()
             stop, last = stopping.asked(), step + 1 == steps
             if stop or last or (step + 1) % run.experiment.checkpoint_every == 0:
                 own.record(pending)
                 pending = None
                 if stop or not last:
-                    info = {"batches": batches.get_state(), "seconds": own.seconds}
-                    checkpoint.save_step(directory, step + 1, state, info)
+                    own.keep(step + 1, state, batches)
             if stop:
+                own.saver.join()
                 raise stopping.Stopped
-    info = {"seconds": own.seconds, "steps": steps}
-    if steps - start > 1:
-        rate = tokens * (steps - start - 1) / (time.monotonic() - first)
-        info["tokens_per_second"] = rate
-    return state.params, info
+    return state.params, account.info() | account.rate(steps - start - 1) | {"steps": steps}
+
+
+@contextmanager
+def _under_way(
+    run: Run, stage: str, digest: str, policy: str | None, steps: int, start: int,
+    account: goodput.Account,
+) -> Iterator[_Fit]:  # fmt: skip
+    """What is shown, logged and kept while a training loop goes from `start` to `steps`."""
+    name = policy or stage
+    folder = run.out / "tensorboard" / name
+    events = scalars(folder, start + 1) if hosts.first() else nullcontext(lambda *_: None)
+    tracing = profile.steps(run.out / "profile" / name, name, start + 1, run.profile)
+    saving = progress.saving(_progress(run, stage, digest), digest, run.experiment.keep)
+    loop = stopping.loop()
+    with phase(name, steps) as advance, events as write, loop, saving as saver, tracing as traced:
+        yield _Fit(run, stage, policy, saver, account, traced, advance, write)
 
 
 def _resumed(
-    stage: str, directory: Path, state: TrainState, batches: Any
-) -> tuple[int, TrainState, float]:
-    """The steps done, the state after them and the seconds they took, by the last checkpoint."""
-    start = checkpoint.latest_step(directory)
+    run: Run, stage: str, digest: str, state: TrainState, batches: Any
+) -> tuple[int, TrainState, tuple[float, dict[str, float]]]:
+    """The last checkpoint's steps, the state after them, their seconds and which were lost."""
+    directory = _progress(run, stage, digest)
+    start = progress.latest_step(directory, lambda line: say(f"{stage}  {line}"))
     if start is None:
-        return 0, state, 0.0
+        return 0, state, (0.0, {})
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
     )
-    state, info = checkpoint.restore_step(directory, start, like)
+    state, info = progress.restore(directory, start, like, digest)
+    if info["draws"] != (draws := _draws(run)):
+        raise ValueError(
+            f"expected a checkpoint with draws {draws} in {directory}, got {info['draws']}; set "
+            "JAX's options of random numbers as they were, or delete it"
+        )
     batches.set_state(info["batches"])
     say(f"{stage}  goes on from step {start}")
-    return start, state, info["seconds"]
+    return start, state, (info["seconds"], info.get("lost", {}))
+
+
+def _draws(run: Run) -> dict[str, Any]:
+    """The seed and the first draws from it, by which other options or versions show."""
+    return {"seed": run.experiment.seed, "first": jax.random.bits(run.key(), (2,)).tolist()}
 
 
 def put(run: Run, rows: Any) -> Any:

@@ -24,9 +24,9 @@ import jax
 import numpy as np
 
 import infalign_jax
-from infalign_jax import calibration, frontier, learner, programs, training, transformations
+from infalign_jax import frontier, learner, programs, rollout, training, transformations
 from infalign_jax import reward as rewards
-from infalign_jax.batches import Array, Prompts, Responses, Rollouts
+from infalign_jax.batches import Array, Prompts, Responses
 from infalign_jax.lm import transformer
 from infalign_jax.lm.transformer import TransformerConfig
 from infalign_jax.runtime import mesh as meshes
@@ -52,16 +52,6 @@ def model_config(work: Work) -> TransformerConfig:
     )  # fmt: skip
 
 
-def initial(config: TransformerConfig, seed: int, mesh: jax.sharding.Mesh) -> Any:
-    """Parameters, laid over the mesh."""
-    layout = meshes.shardings(mesh, programs.boxed_params(config))
-
-    def drawn(key: Array) -> Any:
-        return nn.unbox(transformer.initial_params(config, key))
-
-    return jax.jit(drawn, out_shardings=layout)(jax.random.key(seed))
-
-
 def make_mesh(work: Work) -> jax.sharding.Mesh:
     usual = meshes.MeshConfig()
     return meshes.make(usual, meshes.available(usual, [work.prompts]))
@@ -83,7 +73,8 @@ def make_score(work: Work, config: TransformerConfig, mesh: jax.sharding.Mesh) -
             return np.asarray(shares, np.float32).reshape(rows.shape[:2])
 
         return cheap
-    params = nn.unbox(rewards.with_head(config, initial(config, 1, mesh)))
+    trunk = programs.initial_params(mesh, config, jax.random.key(1))
+    params = nn.unbox(rewards.with_head(config, trunk))
     head = jax.random.normal(jax.random.key(2), params["head"].shape)
     params["head"] = jax.device_put(head, meshes.replicated(mesh))
     return partial(programs.make_rewards(mesh, config), params)
@@ -92,11 +83,15 @@ def make_score(work: Work, config: TransformerConfig, mesh: jax.sharding.Mesh) -
 def steps(work: Work) -> tuple[list[float], int]:
     """When each step has ended, with the beginning before them, and the number of parameters."""
     mesh, config = make_mesh(work), model_config(work)
-    boxed, reference = programs.boxed_params(config), initial(config, 0, mesh)
+    boxed = programs.boxed_params(config)
+    reference = programs.initial_params(mesh, config, jax.random.key(0))
     law = SamplingConfig(length=work.response, end=work.vocab)
-    sample = programs.make_sample(mesh, config, law, work.responses)
-    log_probs = programs.make_log_probs(mesh, config)
-    score = make_score(work, config, mesh)
+    parts = rollout.Parts(
+        programs.make_sample(mesh, config, law, work.responses),
+        make_score(work, config, mesh),
+        partial(programs.make_log_probs(mesh, config), reference),
+        rollout.make_rank(mesh, PHI),
+    )
     adam = training.optimiser(training.OptimiserConfig(), work.warm_up + work.updates)
     log_z = float(frontier.log_partition(PHI, work.beta))
     loss = learner.policy_gradient(
@@ -104,26 +99,16 @@ def steps(work: Work) -> tuple[list[float], int]:
     )
     update = training.make_update(loss, adam, mesh, boxed)
     state = training.initial_state(mesh, boxed, reference, adam)
-    batch = meshes.batch_sharding(mesh)
-
-    @partial(jax.jit, in_shardings=batch, out_shardings=batch)
-    def assemble(rollouts: Rollouts, scored: Array, ranked: Array, log_ref: Array) -> learner.Batch:
-        quantiles = calibration.calibrate(scored, ranked)
-        return learner.Batch(rollouts, PHI(quantiles), log_ref, quantiles, scored)
-
     table = np.random.default_rng(1).normal(size=(work.prompts, REFERENCE)).astype(np.float32)
     table.sort(axis=1)
     times, masks = [time.perf_counter()], []
     for step in range(work.warm_up + work.updates):
         prompts = prompts_of(work, step, mesh)
-        rollouts = sample(state.params, prompts, jax.random.key(step))
-        responses = rollouts.responses
-        log_ref = log_probs(reference, prompts, responses)
         ranked = meshes.put_batch(table, mesh)
-        made = assemble(rollouts, score(prompts, responses), ranked, log_ref)
+        made = rollout.batch(parts, state.params, prompts, ranked, jax.random.key(step))
         state, metrics = jax.block_until_ready(update(state, made))
         times.append(time.perf_counter())
-        masks.append(responses.mask)
+        masks.append(made.rollouts.responses.mask)
     assert all(mask.all() and mask.size == work.tokens for mask in masks)
     assert np.isfinite(metrics["loss"])
     return times, sum(leaf.size for leaf in jax.tree.leaves(reference))
@@ -134,7 +119,7 @@ def calls(work: Work) -> tuple[list[float], int]:
     mesh, config = make_mesh(work), model_config(work)
     law = SamplingConfig(length=work.response, end=work.vocab)
     sample = programs.make_sample(mesh, config, law, work.responses)
-    params = initial(config, 0, mesh)
+    params = programs.initial_params(mesh, config, jax.random.key(0))
     times, masks = [time.perf_counter()], []
     for step in range(work.warm_up + work.updates):
         prompts = prompts_of(work, step, mesh)
