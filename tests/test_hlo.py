@@ -62,6 +62,37 @@ def test_a_loop_that_ends_by_its_data_counts_as_said() -> None:
     assert len(nothing_said.unknown) == 3
 
 
+@pytest.mark.parametrize(("first", "pace", "trips"), [(0, 1, 8), (0, 2, 4), (1, 2, 4), (2, 3, 2)])
+def test_a_loop_that_nobody_counted_is_counted(first: int, pace: int, trips: int) -> None:
+    """From where its counter begins to the constant that ends it, by what its body adds."""
+    module = entry(
+        f"%c = s32[] constant({first})",
+        "%x = f32[4,4]{1,0} parameter(0)",
+        "%t = (f32[4,4]{1,0}, s32[]) tuple(%x, %c)",
+        "ROOT %w = (f32[4,4]{1,0}, s32[]) while(%t), condition=%until, body=%body",
+        before="\n".join([
+            "%body (p: (f32[4,4], s32[])) -> (f32[4,4], s32[]) {",
+            "  %p = (f32[4,4]{1,0}, s32[]) parameter(0)",
+            "  %a = f32[4,4]{1,0} get-tuple-element(%p), index=0",
+            "  %i = s32[] get-tuple-element(%p), index=1",
+            f"  %n = s32[] constant({pace})",
+            "  %d = f32[4,4]{1,0} dot(%a, %a), lhs_contracting_dims={1}, rhs_contracting_dims={0}",
+            "  %j = s32[] add(%i, %n)",
+            "  ROOT %r = (f32[4,4]{1,0}, s32[]) tuple(%d, %j)",
+            "}",
+            "%until (p: (f32[4,4], s32[])) -> pred[] {",
+            "  %p = (f32[4,4]{1,0}, s32[]) parameter(0)",
+            "  %i = s32[] get-tuple-element(%p), index=1",
+            "  %m = s32[] constant(8)",
+            "  ROOT %l = pred[] compare(%i, %m), direction=LT",
+            "}",
+        ]),
+    )  # fmt: skip
+    found = accounts.account(module, {"data": 1})
+    assert found.flops == trips * 2 * 4**3
+    assert not found.unknown
+
+
 @pytest.mark.parametrize("lanes", [0, 2])
 def test_the_sampler_runs_as_often_as_it_says(lanes: int) -> None:
     """By the steps that it really takes, where no response ends before its T-th token."""

@@ -147,7 +147,9 @@ def loop(instruction: Instruction) -> tuple[str, str] | None:
     return body, condition
 
 
-def _trips(each: Instruction, condition: Computation, outside: Computation) -> int | None:
+def _trips(
+    each: Instruction, body: Computation, condition: Computation, outside: Computation
+) -> int | None:
     """How often a loop runs: as XLA says it, or by a condition that counts up to a constant."""
     if known := TRIPS.search(each.attributes):
         return int(known[1])
@@ -161,7 +163,17 @@ def _trips(each: Instruction, condition: Computation, outside: Computation) -> i
     start = _source(each.operands[0], outside)
     first = _source(start.operands[int(place[1])], outside) if start else None
     begin = int(first.operands[0]) if first and first.opcode == "constant" else 0
-    return max(int(bound.operands[0]) - begin, 0)
+    return max(-(-(int(bound.operands[0]) - begin) // _pace(body, int(place[1]))), 0)
+
+
+def _pace(body: Computation, place: int) -> int:
+    """What a loop adds to its counter: 2 where XLA has written its body out twice."""
+    root = next((inside for inside in body.values() if inside.root), None)
+    grown = _source(root.operands[place], body) if root and root.opcode == "tuple" else None
+    if grown is None or grown.opcode != "add":
+        return 1
+    added = (body.get(name) for name in grown.operands)
+    return next((int(own.operands[0]) for own in added if own and own.opcode == "constant"), 1)
 
 
 def _source(name: str, computation: Computation) -> Instruction | None:
@@ -201,7 +213,8 @@ def runs(module: Module, trips: Sequence[Sequence[int]] = ()) -> Runs:
             parts, within, factor = each.computations(), levels, 1
             if whiles := loop(each):
                 parts = list(whiles)
-                known = _trips(each, module.computations.get(whiles[1], {}), own_body)
+                body, until = (module.computations.get(part, {}) for part in whiles)
+                known = _trips(each, body, until, own_body)
                 if known is not None:
                     factor = known
                 else:
