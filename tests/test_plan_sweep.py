@@ -186,6 +186,19 @@ def test_what_a_run_keeps_beside_it_must_fit_too() -> None:
         assert found["fits"] == (memory == both)
 
 
+def test_another_mesh_divides_what_is_kept_too() -> None:
+    """Parameters over two GPUs: half of those beside the phase are on each."""
+    two, over = MeshConfig(2, replica=1), MeshConfig(1, 2, 1, 1)
+    quick = replace(
+        QUICK, model=replace(QUICK.model, rematerialise="everything", logits_at_once=512)
+    )
+    row = plan_rows.planned(quick, gpus(2), two, [UPDATE]).rows[UPDATE]
+    needed = int(plan_estimate.estimate(quick, over, UPDATE) + row["held_bytes"] / 2)
+    chips = gpus(2, GPUS["h100"]._replace(memory=needed))
+    found = plan_fit.smallest(quick, chips, two, UPDATE, row)
+    assert found == {"set": "mesh.data=1,mesh.fsdp=2", "bytes": needed, "compiled": False}
+
+
 def test_two_changes_are_tried_where_one_does_not_do() -> None:
     """Less than any one of them leaves: more is computed again, of a smaller batch."""
     one, toy = MeshConfig(1, replica=1), toy_run.experiment
