@@ -23,7 +23,7 @@ from pathlib import Path
 os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 
 import trial
-from trial import Base, Row, again, base, check
+from trial import Base, Row, again, base
 
 import infalign_jax
 
@@ -150,7 +150,10 @@ def disk(found: Base, _: int) -> Iterator[Row]:
     used = sum(-(-f.stat().st_size // 4096) * 4 for f in found.prepared.rglob("*") if f.is_file())
     size = used + 560  # kB: two checkpoints, and a half
     names = {name: shlex.quote(str(notes / name)) for name in ("said", "code", "left")}
-    after = f"mount -o remount,size=1g {out} && {run} 2> {notes}/then && rm -rf {notes}/run && cp -r {out} {notes}/run"
+    after = (
+        f"mount -o remount,size=1g {out} && {run} 2> {notes}/then && rm -rf {notes}/run "
+        f"&& cp -r {out} {notes}/run"
+    )
     script = DISK.format(
         mount=f"-t tmpfs -o size={size}k none {out}", prepared=found.prepared, out=out, run=run,
         after=after, **names,
