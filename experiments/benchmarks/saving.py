@@ -101,6 +101,10 @@ def main() -> None:
         f"Python {platform.python_version()}, jax {jax.__version__}, "
         f"orbax-checkpoint {metadata.version('orbax-checkpoint')}\n"
     )
+    report(seconds)
+
+
+def report(seconds: dict[str, list[float]]) -> None:
     print("| checkpoints | ms a step | times a step without |\n|---|---|---|")
     for way, own in seconds.items():
         ratios = np.array(own) / np.array(seconds[NEVER])
