@@ -30,11 +30,12 @@ import infalign_jax
 
 def kill_hosts(found: Base, kills: int) -> Iterator[Row]:
     """kill -9 of one of two hosts at random moments, the same run again and again until it ends."""
+    found.whole(2)  # its programs are compiled by then
     draw, out, number = random.Random(0), found.fresh("kill_hosts"), 0
     while number < kills:
-        begun = time.time()
+        begun, good = time.time(), trial.newest(out)
         both = trial.start(out, hosts=2)
-        going = trial.wait_until(lambda: trial.trained_since(out, begun), both)  # noqa: B023
+        going = trial.wait_until(lambda: trial.trained(out, begun, good), both)  # noqa: B023
         time.sleep(draw.uniform(0, 3))
         lost = draw.randrange(2)
         if not going or both[1 - lost].poll() is not None:
