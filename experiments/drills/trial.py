@@ -36,7 +36,7 @@ class End(NamedTuple):
         """Its last line, without places and process numbers."""
         line = (self.said.splitlines() or [""])[-1]
         line = re.sub(r"; to continue, run again: infalign .*", "; to continue, run again: …", line)
-        return re.sub(r"(/[\w.\-]+)+/(?=[\w.\-])", "…/", line)
+        return re.sub(r"(?<![\w.])(/[\w.\-]+)+/(?=[\w.\-])", "…/", line)
 
 
 def address() -> str:
