@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -16,10 +17,14 @@ from infalign_jax import cli
 from infalign_jax.commands import doctor as command
 from infalign_jax.experiment import EvaluateConfig, Experiment
 from infalign_jax.hh import HHConfig
+from infalign_jax.lm.arithmetic import parameters
+from infalign_jax.lm.tokenizer import TokenizerConfig
+from infalign_jax.lm.transformer import TransformerConfig
 from infalign_jax.runtime import agreement, doctor
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime.agreement import Gather
 from infalign_jax.runtime.doctor import Finding
+from infalign_jax.runtime.progress import KeepConfig
 
 HI = "\n\nHuman: Hi\n\nAssistant:"
 HERE = {"python": "3.11.7", "jax": "0.10.2", "jaxlib": "0.10.2"}
@@ -216,3 +221,14 @@ def test_every_axis_with_devices_is_measured(tmp_path: Path) -> None:
     lines = dict(line.split("  ", 1) for line in done.stdout.splitlines())
     assert {"all-reduce data", "all-reduce fsdp", "disk"} <= {name.strip() for name in lines}
     assert "data 2 × fsdp 2 × tensor 1" in done.stdout
+
+
+def test_checkpoints_that_are_kept_need_room() -> None:
+    model = TransformerConfig(vocab_size=32_000, width=2048, layers=16)
+    tokens = TokenizerConfig(vocab_size=32_000)
+    experiment = Experiment("large", model=model, tokenizer=tokens)
+    usual = command.room_needed(experiment)
+    assert usual == 3 * 12 * parameters(model) > 2**30
+    more = replace(experiment, keep=KeepConfig(newest=4, every=200))
+    stages = 2 * (300 + 300) + 800 + 400
+    assert command.room_needed(more) == usual // 3 * (5 + stages // 200)

@@ -23,18 +23,19 @@ from pathlib import Path
 os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 
 import trial
-from trial import Base, Row, again, base, check
+from trial import Base, Row, again, base
 
 import infalign_jax
 
 
 def kill_hosts(found: Base, kills: int) -> Iterator[Row]:
     """kill -9 of one of two hosts at random moments, the same run again and again until it ends."""
+    found.whole(2)  # its programs are compiled by then
     draw, out, number = random.Random(0), found.fresh("kill_hosts"), 0
     while number < kills:
-        begun = time.time()
+        begun, good = time.time(), trial.newest(out)
         both = trial.start(out, hosts=2)
-        going = trial.wait_until(lambda: trial.trained_since(out, begun), both)  # noqa: B023
+        going = trial.wait_until(lambda: trial.trained(out, begun, good), both)  # noqa: B023
         time.sleep(draw.uniform(0, 3))
         lost = draw.randrange(2)
         if not going or both[1 - lost].poll() is not None:
@@ -150,7 +151,10 @@ def disk(found: Base, _: int) -> Iterator[Row]:
     used = sum(-(-f.stat().st_size // 4096) * 4 for f in found.prepared.rglob("*") if f.is_file())
     size = used + 560  # kB: two checkpoints, and a half
     names = {name: shlex.quote(str(notes / name)) for name in ("said", "code", "left")}
-    after = f"mount -o remount,size=1g {out} && {run} 2> {notes}/then && rm -rf {notes}/run && cp -r {out} {notes}/run"
+    after = (
+        f"mount -o remount,size=1g {out} && {run} 2> {notes}/then && rm -rf {notes}/run "
+        f"&& cp -r {out} {notes}/run"
+    )
     script = DISK.format(
         mount=f"-t tmpfs -o size={size}k none {out}", prepared=found.prepared, out=out, run=run,
         after=after, **names,

@@ -36,7 +36,7 @@ class End(NamedTuple):
         """Its last line, without places and process numbers."""
         line = (self.said.splitlines() or [""])[-1]
         line = re.sub(r"; to continue, run again: infalign .*", "; to continue, run again: …", line)
-        return re.sub(r"(/[\w.\-]+)+/(?=[\w.\-])", "…/", line)
+        return re.sub(r"(?<![\w.])(/[\w.\-]+)+/(?=[\w.\-])", "…/", line)
 
 
 def address() -> str:
@@ -115,9 +115,10 @@ def last_step(out: Path) -> int:
     return max((line["step"] for line in lines(out)), default=0)
 
 
-def trained_since(out: Path, moment: float) -> bool:
+def trained(out: Path, moment: float, good: int) -> bool:
+    """Whether since a moment a run has gone beyond the checkpoint that it went on from."""
     path = out / "metrics.jsonl"
-    return path.exists() and path.stat().st_mtime > moment
+    return path.exists() and path.stat().st_mtime > moment and last_step(out) > good
 
 
 def kept(out: Path) -> Path:

@@ -25,7 +25,7 @@ from infalign_jax.runtime.doctor import GIB, Finding, attempt
 from infalign_jax.runtime.mesh import MeshConfig
 
 DISTRIBUTION = "infalign-jax"
-KEPT = 36  # bytes a parameter: three checkpoints of float32 with Adam's two moments
+CHECKPOINT = 12  # bytes a parameter: float32, with Adam's two moments
 
 
 class Bad(NamedTuple):
@@ -49,14 +49,28 @@ def examine(experiment: Experiment | None, out: Path) -> list[Finding]:
         attempt("processes", "look at how the processes are started", doctor.processes),
     ]
     found += _links(experiment)
-    parameters = max(map(arithmetic.parameters, experiment.models.values())) if experiment else 0
-    needed = max(GIB, KEPT * parameters)
-    room = partial(doctor.disk, out, needed)
+    room = partial(doctor.disk, out, room_needed(experiment))
     found.append(attempt("disk", "name an --out that can be written to", room))
     if experiment is not None:
         found.append(attempt("data", "set data.*", partial(data, experiment)))
     same = partial(agreement, experiment)
     return [*found, attempt("agreement", "look at how the processes are started", same)]
+
+
+def room_needed(experiment: Experiment | None) -> int:
+    """Bytes on the disk: the checkpoints kept and the one being written, 1 GiB at least.
+
+    >>> room_needed(None) == GIB
+    True
+    """
+    if experiment is None:
+        return GIB
+    e, every = experiment, experiment.keep.every
+    steps = 2 * (e.sft.steps + e.reward.steps) + e.foresight.steps
+    steps += e.align.steps * len(e.policies)
+    count = e.keep.newest + 1 + (steps // every if every else 0)
+    parameters = max(map(arithmetic.parameters, e.models.values()))
+    return max(GIB, count * CHECKPOINT * parameters)
 
 
 def _links(experiment: Experiment | None) -> list[Finding]:

@@ -1,0 +1,65 @@
+"""Experiments of pod size fit their machines; what is called a phase that no longer scales."""
+
+import importlib
+import sys
+from typing import Any
+
+import pytest
+from sources import ROOT
+
+from infalign_jax import config
+from infalign_jax.lm import arithmetic
+from infalign_jax.runtime import mesh_sizes
+
+sys.path.insert(0, str(ROOT / "experiments" / "pods"))
+weak_scaling = importlib.import_module("weak_scaling")
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh", "devices", "billions"),
+    [
+        ("hh_1b", "v5e-64", 64, (1.24, 0.20)),
+        ("hh_8b", "v5p-128", 64, (7.50, 1.24)),
+        ("hh_27b", "fsdp=32,tensor=8", 256, (26.99, 7.50)),
+    ],
+)
+def test_an_experiment_of_pod_size_fits_its_mesh(
+    name: str, mesh: str, devices: int, billions: tuple[float, float]
+) -> None:
+    path = ROOT / f"experiments/pods/{name}.py"
+    experiment = config.load(path)
+    assert f"--mesh {mesh} " in path.read_text()
+    sizes = mesh_sizes.parse(mesh)
+    found = mesh_sizes.check(sizes, devices, experiment.models, experiment.batch_sizes)
+    assert found.size == devices
+    models = (experiment.model, experiment.scorer)
+    assert tuple(round(arithmetic.parameters(m) / 1e9, 2) for m in models) == billions
+
+
+def row(seconds: float, received: float) -> dict[str, Any]:
+    collective = {"kind": "all-gather", "axes": ["fsdp"], "calls": 1, "bytes": received}
+    least = {"compute": seconds, "network": seconds / 2}
+    sizes = {"memory_bytes": 10**9, "held_bytes": 10**9, "bound": "compute"}
+    return {"seconds_at_least": least, "collectives": [collective]} | sizes
+
+
+def stored(*seconds: float) -> dict[str, Any]:
+    """An RL update that takes so long on 8, 16, … chips, and other phases that scale."""
+    found = {}
+    for name, own in zip(weak_scaling.SIZES, seconds, strict=False):
+        found[name] = dict.fromkeys(weak_scaling.PHASES, row(1.0, 1e3))
+        found[name] |= {weak_scaling.UPDATE: row(own, 3e9 * own)}
+    return found
+
+
+def test_a_phase_stops_scaling_where_it_first_takes_a_tenth_longer() -> None:
+    assert weak_scaling.stopped(stored(1.0, 1.09, 1.2, 1.5)) == {"RL update": "v5e-32"}
+    assert weak_scaling.stopped(stored(1.0, 0.5, 1.05)) == {}
+
+
+def test_the_tables_say_what_binds_and_what_is_received() -> None:
+    text = weak_scaling.markdown(stored(1.0, 2.0), "one, two")
+    assert "- RL update: from v5e-16 on" in text
+    assert "| v5e-16 | 16 | " + "1.00 s, compute | " * 3 + "2.00 s, compute | 2.00 GB |" in text
+    assert "| RL update | all-gather | fsdp | 3.00 GB | 6.00 GB |" in text
+    assert "rewards | all-gather" not in text, "less than a megabyte"
