@@ -31,7 +31,7 @@ import infalign_jax
 def kill_hosts(found: Base, kills: int) -> Iterator[Row]:
     """kill -9 of one of two hosts at random moments, the same run again and again until it ends."""
     found.whole(2)  # its programs are compiled by then
-    draw, out, number = random.Random(0), found.fresh("kill_hosts"), 0
+    draw, out, number = random.Random(kills), found.fresh("kill_hosts"), 0
     while number < kills:
         begun, good = time.time(), trial.newest(out)
         both = trial.start(out, hosts=2)
