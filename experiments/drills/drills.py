@@ -180,9 +180,9 @@ def others(found: Base, _: int) -> Iterator[Row]:
     trial.copied(package, other / package.name)
     with open(other / package.name / "__init__.py", "a") as file:
         file.write("# of another revision\n")
-    path = f"import os; os.environ['PYTHONPATH'] = {str(other)!r}"  # of the child that runs
+    first = f"import os; os.chdir({str(other)!r})"  # where the child that runs finds its code
     tries: dict[str, tuple[list[str], str]] = {
-        "other code on host 1": ([], path),
+        "other code on host 1": ([], first),
         "another configuration on host 1": (["--set=seed=1"], ""),
     }
     for drill, (settings, first) in tries.items():
