@@ -199,7 +199,7 @@ def numbers(found: Base, _: int) -> Iterator[Row]:
     out = found.fresh("numbers")
     [end] = trial.finish(out, *absurd)
     left = ", ".join(path.name for path in (out / "stages").glob("align-*")) or "no result"
-    yield Row("learning rate 1e38", f"{end.last}; kept: {left}", str(end.code), "", "none")
+    yield Row("learning rate 1e38", f"{end.last}; kept: {left}", str(end.code), "", "")
 
 
 def signals(found: Base, _: int) -> Iterator[Row]:
