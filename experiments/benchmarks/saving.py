@@ -9,7 +9,8 @@ Expected:  experiments/results/benchmarks/saving.md: a step with a checkpoint ev
 SFT steps of a preset of `infalign bench` on all devices of this process, on a CPU one for each
 core. A round takes 2 × EVERY steps in each way, in an order that is drawn anew; checkpoints begin
 a half of EVERY after its start, so that what is written beside steps has steps beside it, and what
-is still to be written at the end is waited for. Of the rounds' ratios the median and the range.
+is still to be written at the end is waited for. Of the rounds' ratios the median and the range; by
+the clock, and by CPU time of all threads, which other work on the machine disturbs less.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import time
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -45,12 +46,21 @@ def pairs(vocabulary: int) -> Preferences:
     return Preferences(prompts, Responses(np.int32(own), np.ones(own.shape, bool)))
 
 
-def block(
-    way: str, update: Any, state: Any, batch: Any, every: int, out: Path
-) -> tuple[Any, float]:
-    """The state after 2 × `every` steps, and seconds a step."""
+class Cost(NamedTuple):
+    """Of a step."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+def now() -> Cost:
+    return Cost(time.perf_counter(), time.process_time())
+
+
+def block(way: str, update: Any, state: Any, batch: Any, every: int, out: Path) -> tuple[Any, Cost]:
+    """The state after 2 × `every` steps, and what each cost."""
     jax.block_until_ready(state)
-    begun = time.perf_counter()
+    begun = now()
     with progress.saving(out, "benchmark") as saver:
         before = None
         for step in range(2 * every):
@@ -63,7 +73,8 @@ def block(
                 if way == WAITED:
                     saver.join()
         jax.block_until_ready(state)
-    return state, (time.perf_counter() - begun) / (2 * every)
+    spent = (after - before for after, before in zip(now(), begun, strict=True))
+    return state, Cost(*(cost / (2 * every) for cost in spent))
 
 
 def main() -> None:
@@ -84,15 +95,15 @@ def main() -> None:
     state = training.initial_state(mesh, boxed, params, transform)
     update = training.make_update(partial(sft_loss, model), transform, mesh, boxed)
     batch = meshes.put_batch(pairs(model.vocab_size), mesh)
-    seconds: dict[str, list[float]] = {way: [] for way in (NEVER, BESIDE, WAITED)}
+    costs: dict[str, list[Cost]] = {way: [] for way in (NEVER, BESIDE, WAITED)}
     with tempfile.TemporaryDirectory(dir=Path()) as directory:
         out = Path(directory)
         for way in (NEVER, BESIDE):  # compiles, and opens what saving opens once
             state, _ = block(way, update, state, batch, 2, out)
         for number in range(options.rounds):
-            for way in random.Random(number).sample(list(seconds), len(seconds)):
+            for way in random.Random(number).sample(list(costs), len(costs)):
                 state, found = block(way, update, state, batch, options.every, out)
-                seconds[way].append(found)
+                costs[way].append(found)
         size = sum(f.stat().st_size for f in max(out.iterdir()).rglob("*") if f.is_file())
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(
@@ -101,15 +112,20 @@ def main() -> None:
         f"Python {platform.python_version()}, jax {jax.__version__}, "
         f"orbax-checkpoint {metadata.version('orbax-checkpoint')}\n"
     )
-    report(seconds)
+    report(costs)
 
 
-def report(seconds: dict[str, list[float]]) -> None:
-    print("| checkpoints | ms a step | times a step without |\n|---|---|---|")
-    for way, own in seconds.items():
-        ratios = np.array(own) / np.array(seconds[NEVER])
-        least, middle, most = np.quantile(ratios, [0, 0.5, 1])
-        print(f"| {way} | {1e3 * np.median(own):.1f} | {middle:.3f} ({least:.3f} to {most:.3f}) |")
+def report(costs: dict[str, list[Cost]]) -> None:
+    print("| checkpoints | ms a step | times without | CPU ms a step | times without |")
+    print("|---|---|---|---|---|")
+    without = np.array(costs[NEVER])
+    for way, own in costs.items():
+        cells = []
+        for kind in range(2):
+            found = np.array(own)[:, kind]
+            least, middle, most = np.quantile(found / without[:, kind], [0, 0.5, 1])
+            cells += [f"{1e3 * np.median(found):.1f}", f"{middle:.3f} ({least:.3f} to {most:.3f})"]
+        print(f"| {way} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

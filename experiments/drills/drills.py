@@ -31,7 +31,7 @@ import infalign_jax
 def kill_hosts(found: Base, kills: int) -> Iterator[Row]:
     """kill -9 of one of two hosts at random moments, the same run again and again until it ends."""
     found.whole(2)  # its programs are compiled by then
-    draw, out, number = random.Random(0), found.fresh("kill_hosts"), 0
+    draw, out, number = random.Random(kills), found.fresh("kill_hosts"), 0
     while number < kills:
         begun, good = time.time(), trial.newest(out)
         both = trial.start(out, hosts=2)
@@ -180,9 +180,9 @@ def others(found: Base, _: int) -> Iterator[Row]:
     trial.copied(package, other / package.name)
     with open(other / package.name / "__init__.py", "a") as file:
         file.write("# of another revision\n")
-    path = f"import os; os.environ['PYTHONPATH'] = {str(other)!r}"  # of the child that runs
+    first = f"import os; os.chdir({str(other)!r})"  # where the child that runs finds its code
     tries: dict[str, tuple[list[str], str]] = {
-        "other code on host 1": ([], path),
+        "other code on host 1": ([], first),
         "another configuration on host 1": (["--set=seed=1"], ""),
     }
     for drill, (settings, first) in tries.items():
@@ -199,7 +199,7 @@ def numbers(found: Base, _: int) -> Iterator[Row]:
     out = found.fresh("numbers")
     [end] = trial.finish(out, *absurd)
     left = ", ".join(path.name for path in (out / "stages").glob("align-*")) or "no result"
-    yield Row("learning rate 1e38", f"{end.last}; kept: {left}", str(end.code), "", "none")
+    yield Row("learning rate 1e38", f"{end.last}; kept: {left}", str(end.code), "", "")
 
 
 def signals(found: Base, _: int) -> Iterator[Row]:

@@ -33,8 +33,9 @@ class End(NamedTuple):
 
     @property
     def last(self) -> str:
-        """Its last line, without places and process numbers."""
-        line = (self.said.splitlines() or [""])[-1]
+        """Its own words, or the last line where there are none, without places."""
+        lines = self.said.splitlines() or [""]
+        line = " / ".join([line for line in lines if line.startswith("infalign: ")] or lines[-1:])
         line = re.sub(r"; to continue, run again: infalign .*", "; to continue, run again: …", line)
         return re.sub(r"(?<![\w.])(/[\w.\-]+)+/(?=[\w.\-])", "…/", line)
 
