@@ -62,11 +62,13 @@ def test_run_hands_over_the_experiment(calls: Calls) -> None:
     assert cli.main(["run", "toy.py"]) == 0
     assert cli.main(["run", "toy.py", "--set", "width=9", "--out", "x", "--stage", "sft"]) == 0
     assert cli.main(["run", "toy.py", "--seed=3", "--set", "seed=2", "--set=width=7"]) == 0
-    told = [((e.seed, e.width), str(out), stage) for e, out, stage in calls]
+    assert cli.main(["run", "toy.py", "--profile", "5"]) == 0
+    told = [((e.seed, e.width), str(out), *rest) for e, out, *rest in calls]
     assert told == [
-        ((0, 8), "runs/toy", None),
-        ((0, 9), "x", "sft"),
-        ((3, 7), "runs/toy", None),
+        ((0, 8), "runs/toy", None, 0),
+        ((0, 9), "x", "sft", 0),
+        ((3, 7), "runs/toy", None, 0),
+        ((0, 8), "runs/toy", None, 5),
     ]
 
 
