@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import toy
 
-from infalign_jax import learner, programs, rollout, training
+from infalign_jax import learner, pipeline, programs, rollout, training
 from infalign_jax.data import minibatches
 from infalign_jax.drawing import SamplingConfig
 from infalign_jax.experiment import Experiment
@@ -99,3 +99,8 @@ def test_a_trace_that_an_error_ends_is_closed(tmp_path: Path) -> None:
     with profile.steps(tmp_path / "next", "sft", first=0, count=1) as traced, traced(0, None):
         pass
     assert events(tmp_path / "next")
+
+
+def test_a_negative_number_of_steps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--profile: expected 0 steps or more, got -1; 10 will"):
+        pipeline.run(Experiment("quick"), tmp_path, profile=-1)
