@@ -214,6 +214,22 @@ def test_collectives_of_shards_are_told_apart_by_what_they_are_for() -> None:
     assert found.collectives == (Collective("all-gather", ("data",), 2.0, 64.0),)
 
 
+def test_a_fused_reduce_scatter_is_no_all_reduce() -> None:
+    """As a TPU has it: an all-reduce, of which each device keeps its part."""
+    fused = (
+        "%all-reduce-scatter.3 (p: f32[8,2]) -> f32[2,2] {",
+        "  %p = f32[8,2]{1,0} parameter(0)",
+        "  %r = f32[8,2]{1,0} all-reduce(%p), channel_id=3, replica_groups={{0,1,2,3}}",
+        "  %i = s32[] partition-id()",
+        "  ROOT %s = f32[2,2]{1,0} dynamic-slice(%r, %i, %i), dynamic_slice_sizes={2,2}",
+        "}",
+    )
+    call = "ROOT %f = f32[2,2]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.3"
+    module = entry("%a = f32[8,2]{1,0} parameter(0)", call, before="\n".join(fused))
+    found = accounts.account(module, {"fsdp": 4})
+    assert found.collectives == (Collective("reduce-scatter", ("fsdp",), 1.0, 48.0),)
+
+
 def test_what_comes_from_other_slices_is_counted_apart() -> None:
     """It passes through the hosts, on channels that are numbered apart from the chips' own."""
     host = (

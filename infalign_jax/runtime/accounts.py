@@ -28,6 +28,7 @@ FREE = CONTROL | {
 SLICES = {"dynamic-slice", "slice", "gather"}
 FUSED = re.compile(r"splash_mha_(fwd|dq|dkv)")
 CHANNEL = re.compile(r"channel_id=(\d+)")
+SCATTERED = "all-reduce-scatter"  # the computation of a TPU's fusion that does
 ORIGIN = re.compile(r"metadata=\{([^}]*)\}")
 WINDOW = {"size": "1", "stride": "1", "pad": "0_0", "lhs_dilate": "1", "rhs_dilate": "1"}
 
@@ -77,6 +78,7 @@ def account(
             if name not in inner:
                 moved += count * _moved(each, computation, module)
             if found := collectives.received(each, computation, mesh, count):
+                found = _scattered(found) if name.startswith(SCATTERED) else found
                 key = _piece(each) or f"{name} {each.name}"
                 if key not in network or found.bytes > network[key].bytes:
                     network[key] = found
@@ -103,6 +105,11 @@ def kernel(
     wide = [array.sizes for array in operands if array.kind in ("bf16", "f32")]
     queries, keys = [sizes for sizes in wide if len(sizes) >= 3][:2]
     return found[1], queries, keys
+
+
+def _scattered(found: Collective) -> Collective:
+    """What is written as an all-reduce, of which each device keeps its part: half comes in."""
+    return found._replace(kind="reduce-scatter", bytes=found.bytes / 2)
 
 
 def _piece(each: Instruction) -> str | None:
