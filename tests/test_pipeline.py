@@ -167,23 +167,6 @@ def test_the_judge_shares_no_prompt_and_no_weight(
     assert np.corrcoef(judge, trunk)[0, 1] > 0.9
 
 
-@pytest.mark.slow
-def test_a_reward_model_of_its_own_size(tmp_path: Path) -> None:
-    small = replace(toy_run.experiment.model, width=8, mlp_width=16)
-    experiment = replace(toy_run.experiment, reward_model=small)
-    found = run(experiment, tmp_path).results
-    assert {"sft", "reward_sft", "judge_sft"} <= found["seconds"].keys()
-    widths = {
-        header.parent.name.rpartition("-")[0]: json.loads(header.read_text())["leaves"]
-        for header in tmp_path.glob("stages/*/header.json")
-    }
-    for stage in ("reward_sft", "judge_sft"):
-        assert widths[stage]["embedding"][0] == [320, 8]
-    for stage in ("reward", "judge"):
-        assert widths[stage]["trunk.embedding"][0] == [320, 8]
-    assert widths["sft"]["embedding"][0] == widths["align"]["embedding"][0] == [320, 16]
-
-
 def test_points_of_identitys_curve_are_none_above_another() -> None:
     def row(name: str, beta: float, more: float = 0.0) -> dict[str, Any]:
         kl, rate = frontier.curve(transformations.identity, procedures.best_of_n(4), beta)
