@@ -40,6 +40,7 @@ experiment = Experiment(
         mlp_width=27_648,
         compute="bfloat16",
         attention="splash",
+        logits_at_once=2**27,
         rematerialise="everything",
     ),
     reward_model=TransformerConfig(
@@ -51,6 +52,7 @@ experiment = Experiment(
         mlp_width=14_336,
         compute="bfloat16",
         attention="splash",
+        logits_at_once=2**27,
         rematerialise="everything",
     ),
     sft=FitConfig(steps=1000, batch_size=256, optimiser=OptimiserConfig(learning_rate=2e-5)),

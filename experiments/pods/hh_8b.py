@@ -39,6 +39,7 @@ experiment = Experiment(
         mlp_width=14_336,
         compute="bfloat16",
         attention="splash",
+        logits_at_once=2**27,
         rematerialise="everything",
     ),
     reward_model=TransformerConfig(
@@ -50,6 +51,7 @@ experiment = Experiment(
         mlp_width=8192,
         compute="bfloat16",
         attention="splash",
+        logits_at_once=2**27,
         rematerialise="cheap",
     ),
     sft=FitConfig(steps=1000, batch_size=256, optimiser=OptimiserConfig(learning_rate=5e-5)),
