@@ -9,10 +9,11 @@ from sources import ROOT
 
 from infalign_jax import config
 from infalign_jax.lm import arithmetic
-from infalign_jax.runtime import mesh_sizes
+from infalign_jax.runtime import mesh_sizes, slices
 
 sys.path.insert(0, str(ROOT / "experiments" / "pods"))
 weak_scaling = importlib.import_module("weak_scaling")
+plans = importlib.import_module("plans")
 
 
 @pytest.mark.parametrize(
@@ -63,3 +64,39 @@ def test_the_tables_say_what_binds_and_what_is_received() -> None:
     assert "| v5e-16 | 16 | " + "1.00 s, compute | " * 3 + "2.00 s, compute | 2.00 GB |" in text
     assert "| RL update | all-gather | fsdp | 3.00 GB | 6.00 GB |" in text
     assert "rewards | all-gather" not in text, "less than a megabyte"
+
+
+def planned(large: dict[str, Any] | None) -> dict[str, Any]:
+    """What `infalign plan --json` writes, as far as the table reads it."""
+    names = (*weak_scaling.PHASES, "SFT step")
+    phases = {name: row(1.0, 0.0) for name in names}
+    phases["sampler"] = row(3.0, 0.0) | {"bound": "memory", "held_bytes": 9 * 10**9}
+    step = {"seconds": 6.0, "tokens_per_second_per_chip": 1234.5, "model_flop_utilisation": 0.256}
+    return {
+        "phases": phases, "chip": {"memory": 16e9}, "compiled": True, "versions": {"jax": "1"},
+        "first_too_large": large, "step": step, "experiment_at_least": {"chip_hours": 1234.56},
+    }  # fmt: skip
+
+
+def test_a_plan_is_a_row() -> None:
+    found = plans.cells(plans.PLANS[0], planned(None))
+    assert found[3:] == [
+        "10.0 GB (sampler)", "16.0 GB", "6.00 s", "sampler, memory", "1,234", "26", "1,234.6",
+        "compiled",
+    ]  # fmt: skip
+    large = {"phase": "SFT step", "change": {"set": "sft.batch_size=8"}}
+    told = plans.cells(plans.PLANS[0], planned(large))[-1]
+    assert told == "compiled; SFT step does not fit; smallest change: sft.batch_size=8"
+    unknown = planned({"phase": "SFT step", "change": None}) | {"step": None}
+    told = plans.cells(plans.PLANS[0], unknown)
+    assert told[5:] == [*[""] * 5, "compiled; SFT step does not fit; smallest change: none found"]
+
+
+def test_every_plan_of_the_table_names_an_experiment_and_a_mesh_that_fits() -> None:
+    for plan in plans.PLANS:
+        experiment = config.load(ROOT / plan.command[1])
+        sizes = mesh_sizes.parse(plan.mesh)
+        there = slices.named(plan.topology)
+        devices = there.chips if there else int(plan.topology.partition(":")[2])
+        mesh_sizes.check(sizes, devices, experiment.models, experiment.batch_sizes)
+    assert len({plan.stored for plan in plans.PLANS}) == len(plans.PLANS)
