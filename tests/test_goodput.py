@@ -20,7 +20,7 @@ from infalign_jax.batches import Preferences, Prompts, Responses
 from infalign_jax.commands import plan_phases
 from infalign_jax.data import minibatches
 from infalign_jax.experiment import Experiment
-from infalign_jax.runtime import checkpoint, chips, goodput, measure
+from infalign_jax.runtime import chips, goodput, measure, progress
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.stages import align, language, text
 from infalign_jax.stages.run import Run, fit
@@ -63,13 +63,13 @@ def lines(out: Path) -> list[dict[str, Any]]:
 def test_seconds_are_told_by_what_they_were_lost_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = checkpoint.save_step
+    save = progress.Saver.save
 
     def slow(*own: Any) -> None:
         time.sleep(3 * SLOW)
         save(*own)
 
-    monkeypatch.setattr(checkpoint, "save_step", slow)
+    monkeypatch.setattr(progress.Saver, "save", slow)
     info = train(tmp_path, 5)
     lost, told = info["lost"], lines(tmp_path)
     assert lost["data"] >= 5 * SLOW
@@ -106,7 +106,7 @@ def test_a_step_is_waited_for_only_where_it_compiles(
         return wait(x)
 
     monkeypatch.setattr(jax, "block_until_ready", counted)
-    monkeypatch.setattr(checkpoint, "save_step", lambda *_: None)
+    monkeypatch.setattr(progress.Saver, "save", lambda *_: None)
     train(tmp_path, 5)
     assert len(waits) == 1
 

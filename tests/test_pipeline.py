@@ -221,7 +221,7 @@ def test_a_second_run_makes_nothing_again(done: Done) -> None:
     kinds = [line.split()[0] for line in again.said.splitlines() if " reused from " in line]
     once = ("data", "tokenizer", "sft", "reward", "judge_sft", "judge", "calibrate", "foresight")
     assert kinds == [*once, "align", "align", "samples", "samples", "samples"]
-    timing = ("seconds", "tokens_per_second")
+    timing = ("seconds", "tokens_per_second", "goodput")
     assert [{k: v for k, v in each.results.items() if k not in timing} for each in (done, again)]
     for name in done.results.keys() - set(timing):
         assert again.results[name] == done.results[name], name

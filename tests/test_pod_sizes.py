@@ -9,7 +9,9 @@ from sources import ROOT
 
 from infalign_jax import config
 from infalign_jax.lm import arithmetic
-from infalign_jax.runtime import mesh_sizes, slices
+from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime import mesh_sizes, slices, topology
+from infalign_jax.runtime.mesh import MeshConfig
 
 sys.path.insert(0, str(ROOT / "experiments" / "pods"))
 weak_scaling = importlib.import_module("weak_scaling")
@@ -100,3 +102,20 @@ def test_every_plan_of_the_table_names_an_experiment_and_a_mesh_that_fits() -> N
         devices = there.chips if there else int(plan.topology.partition(":")[2])
         mesh_sizes.check(sizes, devices, experiment.models, experiment.batch_sizes)
     assert len({plan.stored for plan in plans.PLANS}) == len(plans.PLANS)
+
+
+@pytest.mark.skipif(topology.util.find_spec("libtpu") is None, reason="needs the TPU compiler")
+@pytest.mark.parametrize("kind", ["v5e", "v6e", "v5p"])
+def test_the_mesh_of_every_slice_can_be_laid_on_it(kind: str) -> None:
+    for number in slices.KINDS[kind]:
+        for name in (f"{kind}-{number}", f"2x{kind}-{number}"):
+            found = slices.named(name)
+            assert found is not None
+            made = meshes.make(found.mesh, topology.described(name).devices)
+            assert made.size == found.slices * found.chips
+
+
+@pytest.mark.skipif(topology.util.find_spec("libtpu") is None, reason="needs the TPU compiler")
+def test_axes_may_share_an_axis_of_the_torus() -> None:
+    made = meshes.make(MeshConfig(fsdp=32, tensor=8), topology.described("v6e-256").devices)
+    assert made.shape["tensor"] == 8

@@ -94,12 +94,14 @@ def make(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mes
             f"replica={config.replica}; leave it out, or set replica={slices}"
         )
     kinds = (AxisType.Auto,) * len(AXES)
-    if slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices)
     within_one = (config.replica // slices, config.data, config.fsdp, config.tensor)
-    laid = mesh_utils.create_hybrid_device_mesh(
-        within_one, (slices, 1, 1, 1), devices, allow_split_physical_axes=True
-    )
+    # fsdp=64 of a 16x16 takes one axis of the torus and a part of the other.
+    split: Any = {"allow_split_physical_axes": True}
+    if slices == 1:
+        laid = mesh_utils.create_device_mesh(within_one, devices, **split)
+    else:
+        joined = (slices, 1, 1, 1)
+        laid = mesh_utils.create_hybrid_device_mesh(within_one, joined, devices, **split)
     return Mesh(laid, AXES, axis_types=kinds)
 
 
