@@ -23,7 +23,7 @@ def reference_samples(run: Run) -> evaluate.Samples:
     """The held-out reference samples that the run has stored."""
     words = text.load(run)
     sft = language.sft(run, words)
-    scorer = language.reward_model(run, words, sft, judge=False)
+    scorer = language.reward_model(run, words, language.reward_trunk(run, words, sft), judge=False)
     trunk = language.sft(run, words, "judge_sft")
     judge = language.reward_model(run, words, trunk, judge=True)
     options = run.experiment.evaluate

@@ -138,9 +138,8 @@ def _run(run: Run, until: int) -> dict[str, Any]:
 
 def _scorers(run: Run, words: text.Text, sft: Model, costs: _Costs) -> tuple[Model, Model]:
     """The training reward and the judge."""
-    start = sft
-    if run.experiment.reward_model is not None:
-        start = language.sft(run, words, "reward_sft")
+    start = language.reward_trunk(run, words, sft)
+    if start is not sft:
         costs.note("reward_sft", start.info)
     scorer = language.reward_model(run, words, start, judge=False)
     costs.note("reward", scorer.info)

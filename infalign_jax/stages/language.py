@@ -22,7 +22,7 @@ from infalign_jax.stages.text import Text
 
 Trunk = Literal["sft", "reward_sft", "judge_sft"]
 SEEDS: dict[Trunk, tuple[int, int]] = {  # of initial parameters, of the order of batches
-    "sft": (0, 0), "reward_sft": (9, 6), "judge_sft": (8, 5),
+    "sft": (0, 0), "reward_sft": (10, 6), "judge_sft": (8, 5),
 }  # fmt: skip
 
 
@@ -77,6 +77,18 @@ def sft(run: Run, text: Text, stage: Trunk = "sft") -> Model:
         return programs.initial_params(run.mesh, config, run.key(key))
 
     return _supervised(run, stage, digest, boxed, start, loss, experiment.sft, text, split, offset)
+
+
+def reward_trunk(run: Run, text: Text, policy: Model) -> Model:
+    """What the training reward starts from: π_ref, or a trunk of the reward's own size.
+
+    >>> from pathlib import Path
+    >>> from infalign_jax.experiment import Experiment
+    >>> run = Run(Experiment("quick"), Path("runs"), None)
+    >>> reward_trunk(run, None, Model({}, "ab", {})).digest
+    'ab'
+    """
+    return policy if run.experiment.reward_model is None else sft(run, text, "reward_sft")
 
 
 def reward_model(run: Run, text: Text, trunk: Model, judge: bool) -> Model:

@@ -9,7 +9,7 @@ import numpy as np
 
 from infalign_jax import data, programs
 from infalign_jax.experiment import Experiment
-from infalign_jax.runtime import hosts
+from infalign_jax.runtime import hosts, mesh_sizes
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.stages import align, evaluate, language, reference, text
 from infalign_jax.stages.language import Model
@@ -48,12 +48,13 @@ def load(experiment: Experiment, out: Path) -> Served:
     >>> load.__name__
     'load'
     """
-    devices = meshes.available(experiment.mesh, experiment.batch_sizes.values())
-    run = Run(experiment, out, meshes.make(experiment.mesh, devices))
+    mesh = mesh_sizes.fitted(experiment.mesh, experiment.models, experiment.batch_sizes)
+    run = Run(experiment, out, mesh)
     words = text.load(run)
     prompts = text.prompts_of(words, experiment, "train", experiment.calibrate.prompts)[1]
     sft = language.sft(run, words)
-    scorer = language.reward_model(run, words, sft, judge=False)
+    trunk = language.reward_trunk(run, words, sft)
+    scorer = language.reward_model(run, words, trunk, judge=False)
     stored = reference.calibrate(run, prompts, sft, scorer)
     start = language.anticipate(run, sft, stored)
     policies = {
@@ -95,12 +96,12 @@ def respond(
     distinct = list(dict.fromkeys(prompts))
     length = run.experiment.prompt_length
     encoded, _ = data.encode_prompts(distinct, served.words.tokenizer, length, "error")
-    parts = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    parts = meshes.batch_parts(run.mesh)
     filled = np.arange(-(-len(distinct) // parts) * parts) % len(distinct)
     rows = put(run, jax.tree.map(lambda leaf: leaf[filled], encoded))
     sample = programs.make_sample(run.mesh, model, run.experiment.sampling, count)
     rollouts = sample(served.policies[policy].params, rows, run.key(9, seed))
-    score = programs.make_rewards(run.mesh, model)
+    score = programs.make_rewards(run.mesh, run.experiment.scorer)
     rewards = hosts.whole(score(served.scorer.params, rows, rollouts.responses))
     tokens = hosts.whole(rollouts.responses.tokens)
     return {
