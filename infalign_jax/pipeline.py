@@ -21,6 +21,7 @@ from infalign_jax import programs, report
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm.arithmetic import Shape
 from infalign_jax.runtime import agreement, goodput, hosts, mesh_sizes
+from infalign_jax.runtime.devices import cores_as_devices
 from infalign_jax.runtime.files import exclusive, write_bytes, write_text
 from infalign_jax.stages import align, evaluate, facts, language, reference, text
 from infalign_jax.stages.language import Model
@@ -67,6 +68,7 @@ evaluate, report, got calibrat; did you mean calibrate?
         raise ValueError(f"expected a stage among {', '.join(STAGES)}, got {stage}; {hint}")
     if profile < 0:
         raise ValueError(f"--profile: expected 0 steps or more, got {profile}; 10 will do")
+    cores_as_devices()  # before hosts are asked, which looks for devices
     agreement.check([configs.to_dict(experiment), stage])
     until = STAGES.index(stage) if stage else len(STAGES) - 1
     mesh = mesh_sizes.fitted(experiment.mesh, experiment.models, experiment.batch_sizes)

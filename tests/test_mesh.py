@@ -205,6 +205,14 @@ def test_a_big_model_fits_a_pod_on_paper() -> None:
     assert sum(np.prod(part) for part in parts) < 7.6e9 / 100
 
 
+@pytest.mark.skipif(CORES < 2, reason="one core")
+def test_a_run_makes_a_device_of_each_core(tmp_path: Path) -> None:
+    wanted = ["--mesh", "data=2", "--stage", "tokenizer", "--out", tmp_path]
+    process = toy_run.command(*wanted, XLA_FLAGS="")
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, said
+
+
 @dataclass(frozen=True)
 class Chip:
     """A device as meshes of several slices are made of."""

@@ -87,7 +87,8 @@ def test_installing_keeps_the_jax_that_is_there(
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "quickstart.py").touch()
     monkeypatch.chdir(tmp_path / "experiments")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    others = [d for d in metadata.distributions() if d.name != "infalign-jax"]
+    monkeypatch.setattr(metadata, "distributions", lambda: others)
     source = code(notebook)[0].source
     assert "%pip install -q -c constraints.txt ." in source
     exec(compile(python(source), "cell", "exec"), {})  # noqa: S102

@@ -20,6 +20,7 @@ from infalign_jax.commands.plan_phases import LOG_PROBS, PREFILL, SAMPLER, UPDAT
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm import arithmetic
 from infalign_jax.lm.arithmetic import Shape
+from infalign_jax.runtime import topology
 from infalign_jax.runtime.chips import GPUS, Chip
 from infalign_jax.runtime.mesh import MeshConfig
 from infalign_jax.runtime.topology import Topology
@@ -189,3 +190,9 @@ def test_foresight_and_scoring_are_phases_of_their_own() -> None:
     own = next(stage for stage in stages if stage["stage"] == "foresight")
     assert own["phases"] == {"foresight step": 1.0}
     assert found[LOG_PROBS]["model_flops"] == found[SAMPLER]["model_flops"]
+
+
+@pytest.mark.parametrize("name", ["2xh100:8", "2xcpu:1"])
+def test_several_slices_are_of_tpus(name: str) -> None:
+    with pytest.raises(ValueError, match=f"slices of TPUs alone, got {name}; plan for"):
+        topology.described(name)

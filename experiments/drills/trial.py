@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from infalign_jax.runtime import checkpoint, progress
+from infalign_jax.runtime import checkpoint, goodput, progress
 
 TINY = Path(__file__).with_name("tiny.py")
 PATIENCE = 600  # seconds for what should take a few
@@ -109,7 +109,12 @@ def lines(out: Path) -> list[dict[str, Any]]:
     path = out / "metrics.jsonl"
     whole = path.read_text().split("\n")[:-1] if path.exists() else []
     found = [json.loads(line) for line in whole]
-    return [{k: v for k, v in f.items() if k != "seconds"} for f in found if f["stage"] == "align"]
+    timed = {"seconds", *goodput.OF_A_STEP}
+    return [
+        {name: value for name, value in line.items() if name not in timed}
+        for line in found
+        if line["stage"] == "align"
+    ]
 
 
 def last_step(out: Path) -> int:

@@ -46,6 +46,10 @@ KINDS = {  # as JAX names its devices
     "TPU v5p": "v5p",
     "TPU v6 lite": "v6e",
     "TPU v6e": "v6e",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
 }
 
 
@@ -55,4 +59,4 @@ def of(device_kind: str) -> Chip | None:
     >>> of("TPU v5 lite") is CHIPS["v5e"], of("cpu")
     (True, None)
     """
-    return CHIPS[KINDS[device_kind]] if device_kind in KINDS else None
+    return (CHIPS | GPUS)[KINDS[device_kind]] if device_kind in KINDS else None

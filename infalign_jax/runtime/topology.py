@@ -71,6 +71,10 @@ sizes, got v5f:4x4; write for example v5e:4x4
             f"write for example {example}"
         )
     numbers = tuple(map(int, sizes.split("x")))
+    if several > 1 and kind not in CHIPS:
+        raise ValueError(
+            f"--topology: expected several slices of TPUs alone, got {name}; plan for {shape}"
+        )
     if kind == "cpu":
         return Topology(name, _cpus(prod(numbers)), None)
     if kind in GPUS:

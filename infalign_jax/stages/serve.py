@@ -11,6 +11,7 @@ from infalign_jax import data, programs
 from infalign_jax.experiment import Experiment
 from infalign_jax.runtime import hosts, mesh_sizes
 from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime.files import exclusive
 from infalign_jax.stages import align, evaluate, language, reference, text
 from infalign_jax.stages.language import Model
 from infalign_jax.stages.run import Run, put
@@ -45,12 +46,19 @@ class Response(NamedTuple):
 def load(experiment: Experiment, out: Path) -> Served:
     """The policies that `infalign run` has left in `out`; a stage that is not there is run first.
 
+    Raises ValueError where a run uses `out`, or the devices do not fit the experiment.
+
     >>> load.__name__
     'load'
     """
     mesh = mesh_sizes.fitted(experiment.mesh, experiment.models, experiment.batch_sizes)
     run = Run(experiment, out, mesh)
-    words = text.load(run)
+    with exclusive(out):
+        return _loaded(run)
+
+
+def _loaded(run: Run) -> Served:
+    experiment, words = run.experiment, text.load(run)
     prompts = text.prompts_of(words, experiment, "train", experiment.calibrate.prompts)[1]
     sft = language.sft(run, words)
     trunk = language.reward_trunk(run, words, sft)
