@@ -58,7 +58,8 @@ def examine(experiment: Experiment | None, out: Path) -> list[Finding]:
 
 
 def room_needed(experiment: Experiment | None) -> int:
-    """Bytes on the disk: the checkpoints kept and the one being written, 1 GiB at least.
+    """Bytes on the disk for parameters: of finished stages, of checkpoints kept, and of one that is
+    being written; 1 GiB at least.
 
     >>> room_needed(None) == GIB
     True
@@ -66,11 +67,13 @@ def room_needed(experiment: Experiment | None) -> int:
     if experiment is None:
         return GIB
     e, every = experiment, experiment.keep.every
-    steps = 2 * (e.sft.steps + e.reward.steps) + e.foresight.steps
+    trunks = 2 + (e.reward_model is not None)
+    finished = trunks + 2 + bool(e.foresight.steps) + len(e.policies)
+    steps = trunks * e.sft.steps + 2 * e.reward.steps + e.foresight.steps
     steps += e.align.steps * len(e.policies)
     count = e.keep.newest + 1 + (steps // every if every else 0)
     parameters = max(map(arithmetic.parameters, e.models.values()))
-    return max(GIB, count * CHECKPOINT * parameters)
+    return max(GIB, (count * CHECKPOINT + finished * 4) * parameters)
 
 
 def _links(experiment: Experiment | None) -> list[Finding]:
