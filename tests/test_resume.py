@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import toy_run
 
-from infalign_jax.runtime import checkpoint
+from infalign_jax.runtime import checkpoint, goodput
 
 SETTINGS = ("--set", "align.steps=8")
 
@@ -86,17 +86,20 @@ def parameters(out: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def figures(out: Path) -> dict[str, Any]:
-    """results.json but for the times."""
+    """results.json but for the times, and for which checkpoints stay."""
     results = json.loads((out / "results.json").read_text())
     for policy in results["policies"]:
         del policy["seconds"]
-    return {k: v for k, v in results.items() if k not in ("seconds", "tokens_per_second")}
+    del results["configuration"]["keep"]
+    timed = ("seconds", "tokens_per_second", "goodput")
+    return {name: value for name, value in results.items() if name not in timed}
 
 
 def steps(out: Path) -> list[dict[str, Any]]:
     """metrics.jsonl but for the times."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    timed = {"seconds", *goodput.OF_A_STEP}
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
 
 def check_same(out: Path, whole: Path) -> None:
