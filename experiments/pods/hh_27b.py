@@ -3,7 +3,7 @@
 Command:   infalign run experiments/pods/hh_27b.py --mesh fsdp=32,tensor=8 \
                --set data.directory=PATH \
                --set tokenizer.file=SENTENCEPIECE_MODEL
-Cost:      COST27
+Cost:      not known yet
 Expected:  planned, not run: experiments/results/plans/README.md
 """
 
