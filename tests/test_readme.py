@@ -50,10 +50,13 @@ def test_no_other_example_goes_unchecked() -> None:
 
 
 @pytest.mark.slow
-def test_the_loop_prints_what_its_comments_say_on_any_number_of_devices() -> None:
+def test_the_loop_prints_what_its_comments_say_and_is_the_same_on_eight_devices() -> None:
+    """Compared after five steps: later a sum's rounding tips a draw, and the runs part."""
     code = code_of("A loop of your own")
+    few = code.replace("range(80)", "range(5)")
+    assert few != code
     printed = {}
-    for devices in (1, 8):
+    for devices, code in ((1, code), (1, few), (8, few)):
         flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         done = subprocess.run(
             [sys.executable, "-c", f"{code}\nassert mesh.size == {devices}"],
@@ -61,7 +64,8 @@ def test_the_loop_prints_what_its_comments_say_on_any_number_of_devices() -> Non
             capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        check(code, done.stdout)
+        if code != few:
+            check(code, done.stdout)
         printed[devices] = [float(line) for line in done.stdout.split()]
     assert printed[8] == pytest.approx(printed[1], abs=1e-4)
 
