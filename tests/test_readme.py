@@ -56,15 +56,15 @@ def test_the_loop_prints_what_its_comments_say_and_is_the_same_on_eight_devices(
     few = code.replace("range(80)", "range(5)")
     assert few != code
     printed = {}
-    for devices, code in ((1, code), (1, few), (8, few)):
+    for devices, run in ((1, code), (1, few), (8, few)):
         flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         done = subprocess.run(
-            [sys.executable, "-c", f"{code}\nassert mesh.size == {devices}"],
+            [sys.executable, "-c", f"{run}\nassert mesh.size == {devices}"],
             env=os.environ | {"JAX_PLATFORMS": "cpu"} | flags,
             capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        if code != few:
+        if run != few:
             check(code, done.stdout)
         printed[devices] = [float(line) for line in done.stdout.split()]
     assert printed[8] == pytest.approx(printed[1], abs=1e-4)
