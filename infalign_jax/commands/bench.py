@@ -72,8 +72,8 @@ def fitted(
 
 def _kept(model: TransformerConfig, shape: Shape, limit: int | None) -> Any:
     """The `rematerialise` that computes least again in so much memory."""
-    for kind in arithmetic.TAKEN:
-        needed = arithmetic.update_taken(replace(model, rematerialise=kind), shape)
+    for kind, taken in arithmetic.TAKEN.items():
+        needed = taken * arithmetic.update_memory(replace(model, rematerialise=kind), shape)
         if limit is None or needed <= limit:
             return kind
     return "everything"

@@ -31,8 +31,6 @@ from infalign_jax.commands.plan_phases import Phase
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm import arithmetic
 from infalign_jax.runtime import mesh_sizes
-from infalign_jax.runtime.devices import count_slices
-from infalign_jax.runtime.mesh import AXES
 from infalign_jax.runtime.topology import Topology
 
 
@@ -49,15 +47,14 @@ def run(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     ValueError: mesh: expected a product of 1 (the devices), got ...; use data=1
     """
     models, batches = experiment.models, experiment.batch_sizes
-    slices = count_slices(topology.devices) or 1
-    sizes = mesh_sizes.check(experiment.mesh, topology.chips, models, batches, slices)
+    sizes = mesh_sizes.check(experiment.mesh, topology.chips, models, batches, topology.slices)
     phases, rows = plan_rows.planned(experiment, topology, sizes)
     large = next((name for name, row in rows.items() if row["fits"] is False), None)
     change = None
     if large and topology.chip:
         change = plan_fit.smallest(experiment, topology, sizes, large, rows[large])
     return about(experiment, topology) | {
-        "mesh": {axis: getattr(sizes, axis) for axis in AXES}, "phases": rows,
+        "mesh": sizes.shape, "phases": rows,
         **_whole(experiment, phases, rows, topology),
         "first_too_large": large and {"phase": large, "change": change},
     }  # fmt: skip

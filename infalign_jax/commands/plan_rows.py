@@ -63,7 +63,7 @@ def phases_of(experiment: Experiment, topology: Topology, sizes: MeshConfig) -> 
     """
     if topology.compiles:
         return plan_phases.of_experiment(experiment, meshes.make(sizes, list(topology.devices)))
-    numbers = tuple(getattr(sizes, axis) for axis in AXES)
+    numbers = tuple(sizes.shape.values())
     kinds = (AxisType.Auto,) * len(AXES)
     nowhere: Any = AbstractMesh(numbers, AXES, axis_types=kinds)
     return plan_phases.of_experiment(experiment, nowhere)
@@ -81,7 +81,7 @@ def counted(
     """
     if not topology.compiles:
         return plan_arithmetic.counted(experiment, sizes, name, phase)
-    return plan_compile.compiled(phase, {axis: getattr(sizes, axis) for axis in AXES})
+    return plan_compile.compiled(phase, sizes.shape)
 
 
 def held(phase: Phase, sizes: MeshConfig) -> int:

@@ -15,8 +15,7 @@ from infalign_jax.commands.plan_text import UNKNOWN, about, scaled, seconds
 from infalign_jax.commands.printing import points, table
 from infalign_jax.experiment import Experiment
 from infalign_jax.runtime import mesh_sizes
-from infalign_jax.runtime.devices import count_slices
-from infalign_jax.runtime.mesh import AXES, MeshConfig
+from infalign_jax.runtime.mesh import MeshConfig
 from infalign_jax.runtime.topology import Topology
 from infalign_jax.stages.run import say
 
@@ -36,8 +35,7 @@ def run(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     if topology.chip is None:
         raise ValueError(f"--sweep: expected TPUs or GPUs, got {topology.name}; write v5e:4x4")
     models, batches = experiment.models, experiment.batch_sizes
-    slices = count_slices(topology.devices) or 1
-    meshes = mesh_sizes.fitting(topology.chips, models, batches, slices)
+    meshes = mesh_sizes.fitting(topology.chips, models, batches, topology.slices)
     if not meshes:
         raise ValueError(
             f"--sweep: expected a mesh of {topology.chips} devices that divides the model and the "
@@ -73,7 +71,7 @@ def _row(experiment: Experiment, topology: Topology, sizes: MeshConfig) -> dict[
     largest = max(memory, key=lambda name: memory[name])
     total, bound = _binding(least) if len(least) == len(names) else (None, None)
     return {
-        "mesh": {axis: getattr(sizes, axis) for axis in AXES}, "set": mesh_sizes.written(sizes),
+        "mesh": sizes.shape, "set": mesh_sizes.written(sizes),
         "fits": fits, "reckoned": reckoned, "seconds": total, "bound": bound,
         "memory_bytes": memory[largest], "largest": largest, "phases": rows,
     }  # fmt: skip

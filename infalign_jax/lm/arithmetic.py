@@ -158,15 +158,6 @@ def update_memory(config: TransformerConfig, shape: Shape, shards: int = 1) -> i
     return int(4 * 4 * parameters(config) / shards + activations + logits)
 
 
-def update_taken(config: TransformerConfig, shape: Shape, shards: int = 1) -> float:
-    """Bytes that an update may take: what it needs at least, times what was seen above that.
-
-    >>> update_taken(TransformerConfig(rematerialise="everything"), Shape(2, 3, 4, 5))
-    3532390.4000000004
-    """
-    return TAKEN[config.rematerialise] * update_memory(config, shape, shards)
-
-
 def scoring_memory(config: TransformerConfig, shape: Shape, shards: int = 1) -> int:
     """Bytes that one pass forward needs at least: parameters, their copy, a layer, logits.
 

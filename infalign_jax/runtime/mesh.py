@@ -59,6 +59,11 @@ class MeshConfig:
         return MeshConfig(data, self.fsdp, self.tensor, replica)
 
     @property
+    def shape(self) -> dict[str, int]:
+        """The sizes by axis, the outermost first."""
+        return {axis: getattr(self, axis) for axis in AXES}
+
+    @property
     def parts(self) -> int:
         """Into how many a batch is divided, where all sizes are given."""
         return self.replica * self.data * self.fsdp
@@ -81,9 +86,8 @@ def make(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mes
     devices = jax.devices() if devices is None else devices
     slices = count_slices(devices)
     config = config.over(len(devices), slices)
-    sizes = {axis: getattr(config, axis) for axis in AXES}
     if config.size != len(devices):
-        got = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+        got = ", ".join(f"{axis}={size}" for axis, size in config.shape.items())
         raise ValueError(
             f"mesh: expected sizes whose product is the {len(devices)} devices there are, got "
             f"{got}; set mesh.* to divisors"
@@ -211,16 +215,18 @@ def put_whole(tree: Any, mesh: Mesh) -> Any:
     return _put(tree, replicated(mesh))
 
 
-def _put(tree: Any, sharding: NamedSharding) -> Any:
+def _put(tree: Any, sharding: NamedSharding, whole: bool = True) -> Any:
+    """Arrays that each host has whole, or of which it has what its own devices hold."""
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
-    return jax.tree.map(lambda leaf: _of_all_hosts(leaf, sharding, np.shape(leaf)), tree)
+    def laid(leaf: Any) -> jax.Array:
+        leaf = np.asarray(leaf)
+        shape = leaf.shape if whole else None
+        with jax.transfer_guard("allow"):  # it is asked for, which JAX does not see here
+            return jax.make_array_from_process_local_data(sharding, leaf, shape)
 
-
-def _of_all_hosts(own: Any, sharding: NamedSharding, shape: tuple[int, ...] | None) -> jax.Array:
-    with jax.transfer_guard("allow"):  # it is asked for, which JAX does not see here
-        return jax.make_array_from_process_local_data(sharding, np.asarray(own), shape)
+    return jax.tree.map(laid, tree)
 
 
 def own_rows(mesh: Mesh, size: int) -> np.ndarray:
@@ -240,7 +246,4 @@ def put_own(tree: Any, mesh: Mesh) -> Any:
     >>> put_own(np.zeros((4, 2)), make(MeshConfig(), jax.devices()[:1])).shape
     (4, 2)
     """
-    sharding = batch_sharding(mesh)
-    if sharding.is_fully_addressable:
-        return jax.device_put(tree, sharding)
-    return jax.tree.map(lambda leaf: _of_all_hosts(leaf, sharding, None), tree)
+    return _put(tree, batch_sharding(mesh), whole=False)

@@ -58,8 +58,7 @@ def written(config: MeshConfig) -> str:
     >>> written(MeshConfig(data=4, tensor=2))
     'data=4,tensor=2'
     """
-    sizes = {axis: getattr(config, axis) for axis in AXES}
-    told = (f"{axis}={n}" for axis, n in sizes.items() if n > 1 or (axis, n) == ("data", 0))
+    told = (f"{axis}={n}" for axis, n in config.shape.items() if n > 1 or (axis, n) == ("data", 0))
     return ",".join(told) or "data=1"
 
 

@@ -10,6 +10,7 @@ import jax
 
 from infalign_jax.runtime import slices
 from infalign_jax.runtime.chips import CHIPS, GPUS, MOST_GPUS, Chip
+from infalign_jax.runtime.devices import count_slices
 
 EXTRA = 'pip install "infalign-jax[tpu-plan]"'
 EXAMPLES = {"v4": "v4:2x2x1", "v5e": "v5e:4x4", "v5p": "v5p:2x2x1", "v6e": "v6e:4x4"}
@@ -38,6 +39,11 @@ class Topology(NamedTuple):
     def chips(self) -> int:
         """How many there are."""
         return len(self.devices) or self.unseen
+
+    @property
+    def slices(self) -> int:
+        """How many, joined by a slower network, they are of."""
+        return count_slices(self.devices) or 1
 
     @property
     def compiles(self) -> bool:
