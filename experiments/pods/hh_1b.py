@@ -6,6 +6,9 @@ Cost:      24 chip-hours at the very least
 Expected:  planned, not run: experiments/results/plans/README.md
 """
 
+from dataclasses import replace
+from typing import Any
+
 from infalign_jax.experiment import (
     AlignConfig,
     CalibrateConfig,
@@ -16,12 +19,13 @@ from infalign_jax.experiment import (
     PolicyConfig,
 )
 from infalign_jax.hh import HHConfig
+from infalign_jax.lm.sizes import SIZES
 from infalign_jax.lm.tokenizer import TokenizerConfig
-from infalign_jax.lm.transformer import TransformerConfig
 from infalign_jax.sampling import SamplingConfig
 from infalign_jax.training import OptimiserConfig
 
-VOCABULARY = 128_256
+VOCABULARY = SIZES["1b"].model.vocab_size
+ON_TPU: dict[str, Any] = {"compute": "bfloat16", "attention": "splash", "logits_at_once": 2**27}
 
 experiment = Experiment(
     name="hh_1b",
@@ -30,29 +34,9 @@ experiment = Experiment(
     tokenizer=TokenizerConfig(vocab_size=VOCABULARY),
     prompt_length=512,
     sampling=SamplingConfig(length=512),
-    model=TransformerConfig(
-        VOCABULARY,
-        width=2048,
-        layers=16,
-        heads=32,
-        kv_heads=8,
-        mlp_width=8192,
-        compute="bfloat16",
-        attention="splash",
-        logits_at_once=2**27,
-        rematerialise="cheap",
-    ),
-    reward_model=TransformerConfig(
-        VOCABULARY,
-        width=768,
-        layers=12,
-        heads=12,
-        kv_heads=4,
-        mlp_width=3072,
-        compute="bfloat16",
-        attention="splash",
-        logits_at_once=2**27,
-        rematerialise="cheap",
+    model=replace(SIZES["1b"].model, **ON_TPU, rematerialise="cheap"),
+    reward_model=replace(
+        SIZES["125m"].model, **ON_TPU, vocab_size=VOCABULARY, rematerialise="cheap"
     ),
     sft=FitConfig(steps=1000, batch_size=256, optimiser=OptimiserConfig(learning_rate=1e-4)),
     reward=FitConfig(steps=500, batch_size=128, optimiser=OptimiserConfig(learning_rate=1e-4)),

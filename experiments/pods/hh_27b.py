@@ -7,62 +7,20 @@ Cost:      not known yet
 Expected:  planned, not run: experiments/results/plans/README.md
 """
 
-from infalign_jax.experiment import (
-    AlignConfig,
-    CalibrateConfig,
-    EvaluateConfig,
-    Experiment,
-    FitConfig,
-    ForesightConfig,
-    PolicyConfig,
-)
-from infalign_jax.hh import HHConfig
-from infalign_jax.lm.tokenizer import TokenizerConfig
-from infalign_jax.lm.transformer import TransformerConfig
-from infalign_jax.sampling import SamplingConfig
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
 from infalign_jax.training import OptimiserConfig
 
-VOCABULARY = 128_256
-
-experiment = Experiment(
+base = runpy.run_path(str(Path(__file__).with_name("hh_8b.py")))["experiment"]
+supervised = OptimiserConfig(learning_rate=2e-5)
+experiment = replace(
+    base,
     name="hh_27b",
-    procedure="best_of_4",
-    data=HHConfig(file="helpful-base.train.jsonl.gz", judge_fraction=0.4),
-    tokenizer=TokenizerConfig(vocab_size=VOCABULARY),
-    prompt_length=512,
-    sampling=SamplingConfig(length=512),
-    model=TransformerConfig(
-        VOCABULARY,
-        width=5120,
-        layers=54,
-        heads=40,
-        kv_heads=8,
-        mlp_width=27_648,
-        compute="bfloat16",
-        attention="splash",
-        logits_at_once=2**27,
-        rematerialise="everything",
-    ),
-    reward_model=TransformerConfig(
-        VOCABULARY,
-        width=4096,
-        layers=32,
-        heads=32,
-        kv_heads=8,
-        mlp_width=14_336,
-        compute="bfloat16",
-        attention="splash",
-        logits_at_once=2**27,
-        rematerialise="everything",
-    ),
-    sft=FitConfig(steps=1000, batch_size=256, optimiser=OptimiserConfig(learning_rate=2e-5)),
-    reward=FitConfig(steps=500, batch_size=128, optimiser=OptimiserConfig(learning_rate=2e-5)),
-    calibrate=CalibrateConfig(prompts=8192, responses=64, chunk=64),
-    foresight=ForesightConfig(steps=0),
-    align=AlignConfig(
-        steps=1000, batch_size=64, responses=8, optimiser=OptimiserConfig(learning_rate=2e-6)
-    ),
-    policies=(PolicyConfig("exponential(10)", kl=2.0),),
-    evaluate=EvaluateConfig(prompts=512, responses=64, reference_responses=256, chunk=64),
-    checkpoint_every=50,
+    model=replace(base.model, width=5120, layers=54, heads=40, kv_heads=8, mlp_width=27_648),
+    reward_model=base.model,
+    sft=replace(base.sft, optimiser=supervised),
+    reward=replace(base.reward, optimiser=supervised),
+    align=replace(base.align, optimiser=OptimiserConfig(learning_rate=2e-6)),
 )
