@@ -173,9 +173,10 @@ def test_flops_of_a_step_are_those_that_plan_counts(monkeypatch: pytest.MonkeyPa
 
 
 def test_only_known_chips_have_a_peak() -> None:
-    assert {chips.KINDS[kind] for kind in chips.KINDS} == set(chips.CHIPS)
+    assert set(chips.KINDS.values()) == set(chips.CHIPS) | set(chips.GPUS)
     assert chips.of("TPU v5") == chips.CHIPS["v5p"]
-    assert chips.of("NVIDIA H100 80GB HBM3") is None
+    assert chips.of("NVIDIA H100 80GB HBM3") == chips.GPUS["h100"]
+    assert chips.of("NVIDIA GeForce RTX 4090") is None
 
 
 def test_a_function_traced_within_another_counts_once() -> None:
