@@ -17,10 +17,9 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from infalign_jax.batches import Prompts
-from infalign_jax.runtime import progress
-from infalign_jax.runtime.checkpoint import FORMAT, finished, load, save
+from infalign_jax.runtime.checkpoint import FORMAT, Damaged, load, save, whole_header
 from infalign_jax.runtime.digests import digest
-from infalign_jax.runtime.progress import latest_step, saving
+from infalign_jax.runtime.progress import latest_step, resumed, saving
 
 TABLE = {"x": np.arange(6, dtype=np.float32).reshape(2, 3)}
 
@@ -132,8 +131,6 @@ def test_dataclasses_and_results_without_arrays_are_kept(tmp_path: Path) -> None
 
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "sft", TABLE, digest="one", info={})
-    assert finished(tmp_path / "sft", "one")
-    assert not finished(tmp_path / "sft", "two")
     with pytest.raises(ValueError, match=r"expected .* two .* another configuration \(one\); "):
         load(tmp_path / "sft", TABLE, digest="two")
 
@@ -146,7 +143,7 @@ def test_a_newer_format_is_refused_and_not_overwritten(tmp_path: Path) -> None:
         header.write_text(json.dumps({"format": FORMAT + 1}))
     for read in (
         lambda: load(tmp_path / "sft", TABLE, digest="d"),
-        lambda: finished(tmp_path / "sft", "d"),
+        lambda: whole_header(tmp_path / "sft"),
         lambda: latest_step(tmp_path / "steps"),
     ):
         with pytest.raises(ValueError, match=f"format {FORMAT} .* newer format .* upgrade"):
@@ -174,7 +171,8 @@ def test_two_leaves_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_damage_is_noticed(tmp_path: Path, how: str) -> None:
     save(tmp_path / "sft", TABLE, digest="d", info={})
     damage(tmp_path / "sft", how)
-    assert not finished(tmp_path / "sft", "d")
+    with pytest.raises(Damaged):
+        whole_header(tmp_path / "sft")
     with pytest.raises(ValueError, match="got a damaged one; delete it"):
         load(tmp_path / "sft", TABLE, digest="d")
 
@@ -204,8 +202,10 @@ def test_the_last_whole_step_is_found(tmp_path: Path) -> None:
     assert latest_step(tmp_path) == 30
     damage(tmp_path / "step-00000030", "flip")
     assert latest_step(tmp_path) == 20
-    tree, info = progress.restore(tmp_path, 20, {"w": np.zeros(3, int)}, "d")
-    assert (tree["w"].tolist(), info) == ([20, 20, 20], {"loss": 2.0})
+    found = resumed(tmp_path, {"w": np.zeros(3, int)}, "d")
+    assert found
+    step, tree, info = found
+    assert (step, tree["w"].tolist(), info) == (20, [20, 20, 20], {"loss": 2.0})
 
 
 def test_a_damaged_later_step_does_not_push_out_a_whole_one(tmp_path: Path) -> None:

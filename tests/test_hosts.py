@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +64,21 @@ def ended(processes: list[subprocess.Popen[str]], timeout: float = 600) -> list[
     return said
 
 
-def two(out: Path, *arguments: object) -> list[subprocess.Popen[str]]:
-    """The processes of two hosts, each in a group of its own, so that one can be lost whole."""
+def two(
+    out: Path, *arguments: object, own: dict[int, str] | None = None
+) -> list[subprocess.Popen[str]]:
+    """The processes of two hosts, each in a group of its own, so that one can be lost whole.
+
+    A host's `own` source runs in its process before the command.
+    """
     where = ["--coordinator", toy_run.free_address(), "--num-processes", 2, "--out", out]
     return [
-        toy_run.command(*where, *arguments, "--process-id", i, JAX_NUM_CPU_DEVICES="1", group=True)
+        toy_run.command(
+            *where, *arguments, "--process-id", i, JAX_NUM_CPU_DEVICES="1", group=True,
+            first=(own or {}).get(i, ""),
+        )
         for i in range(2)
-    ]
+    ]  # fmt: skip
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -149,6 +159,50 @@ def wait_for_step(out: Path, step: int) -> None:
                 return
         time.sleep(0.5)
     raise AssertionError("expected the run to come so far")
+
+
+DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, -1))"
+LOG = """
+import errno, os
+os.environ["INFALIGN_CHILD"] = "1"
+from infalign_jax.runtime.metrics import MetricsLog
+append = MetricsLog.append
+def full(log, stage, step, **numbers):
+    if (stage, step) == ("align", 3):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(log.path))
+    append(log, stage, step, **numbers)
+MetricsLog.append = full
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of two hosts that has all that comes before `align`, and its compiled programs."""
+    root = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(root / "compiled"))
+        ended(two(root / "run", "--stage", "foresight"))
+        yield root / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("host", "first", "said"),
+    [(1, DISK, "File too large"), (0, DISK, "File too large"), (0, LOG, "No space left on device")],
+    ids=["disk-of-1", "disk-of-0", "log-of-0"],
+)
+def test_what_one_hosts_disk_refuses_ends_all_with_a_line(
+    host: int, first: str, said: str, prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    both = two(tmp_path, *LONG, own={host: first})
+    told = [process.communicate(timeout=90)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2], told
+    for number, text in enumerate(told):
+        last = text.splitlines()[-1]
+        assert said in last, text
+        assert ("host 1:" in last) == (host == 1 and number == 0), text
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.slow

@@ -53,7 +53,9 @@ def test_saving_waits_for_no_disk_and_keeps_what_was_there_then(
         jax.block_until_ready(state)
         assert steps_in(tmp_path) == []
         gate.set()
-    assert progress.restore(tmp_path, 1, W, "d")[0]["w"].tolist() == [0, 0, 0]
+    resumed = progress.resumed(tmp_path, W, "d")
+    assert resumed
+    assert (resumed[0], resumed[1]["w"].tolist()) == (1, [0, 0, 0])
     assert state["w"].tolist() == [5, 5, 5]
 
 
@@ -111,7 +113,7 @@ def test_another_configuration_is_refused_and_both_are_named(tmp_path: Path) -> 
     with progress.saving(tmp_path, "one") as saver:
         saver.save(1, {"w": np.zeros(3)}, {})
     with pytest.raises(ValueError, match=r"configuration two at .*another configuration \(one\)"):
-        progress.restore(tmp_path, 1, W, "two")
+        progress.resumed(tmp_path, W, "two")
 
 
 @pytest.mark.parametrize(
@@ -145,11 +147,13 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(
         case "header":
             (newest / "header.json").write_bytes((newest / "header.json").read_bytes()[:-9])
     told: list[str] = []
-    assert progress.latest_step(tmp_path, told.append) == 1
+    resumed = progress.resumed(tmp_path, {"w": np.zeros(3)}, "d", told.append)
+    assert resumed
+    assert resumed[0] == progress.latest_step(tmp_path) == 1
     assert len(told) == 1
     assert re.fullmatch(rf"skips the damaged checkpoint {newest} \({reason}\)", told[0])
     with pytest.raises(checkpoint.Damaged, match=reason):
-        progress.restore(tmp_path, 2, W, "d")
+        checkpoint.load(newest, {"w": np.zeros(3)}, digest="d")
 
 
 PARAMS = {"w": np.float32(1)}

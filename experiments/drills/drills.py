@@ -112,18 +112,30 @@ def damage(found: Base, _: int) -> Iterator[Row]:
 
 
 FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, -1))"
+NO_LOG = """
+import errno, os
+os.environ["INFALIGN_CHILD"] = "1"  # no process of its own, which would not have what follows
+from infalign_jax.runtime.metrics import MetricsLog
+append = MetricsLog.append
+def full(log, stage, step, **numbers):
+    if (stage, step) == ("align", 33):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(log.path))
+    append(log, stage, step, **numbers)
+MetricsLog.append = full
+"""
 
 
 def disk_of_one(found: Base, _: int) -> Iterator[Row]:
-    """One of two hosts can write no file above 2 kB: its part of a checkpoint is larger."""
-    for full in (1, 0):
+    """One of two hosts can write no file above 2 kB, which its part of a checkpoint is; and the
+    first finds no room for the log's line of step 33."""
+    for full, first, what in ((1, FULL, "disk"), (0, FULL, "disk"), (0, NO_LOG, "log's disk")):
         out = found.fresh("disk_of_one")
-        firsts = [FULL if host == full else "" for host in range(2)]
+        firsts = [first if host == full else "" for host in range(2)]
         ends = [trial.ended(p) for p in trial.start(out, hosts=2, first=firsts)]
         codes = ", ".join(str(end.code) for end in ends)
         happened = f"{ends[full].last}; the other after {ends[1 - full].seconds:.0f} s more: "
         yield again(
-            f"full disk on host {full} of two", out, found,
+            f"full {what} on host {full} of two", out, found,
             happened + ends[1 - full].last, codes, 2,
         )  # fmt: skip
 

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from infalign_jax.runtime.meeting import PATIENCE, Meeting
+
 
 def named(tree: Any) -> dict[str, Any]:
     """The leaves of a pytree by their paths in it.
@@ -27,16 +29,16 @@ def named(tree: Any) -> dict[str, Any]:
     return leaves
 
 
-def begin(path: Path, leaves: dict[str, Any]) -> Callable[[], None]:
+def begin(path: Path, leaves: dict[str, Any], meeting: Meeting) -> Callable[[], None]:
     """Starts to write arrays by name, and returns when they are copied to the hosts' memory.
 
-    From then on they may be donated. The function returned waits until all hosts have written
-    theirs; it may be called in another thread, and speaks with the other hosts by JAX's
-    coordinator, not by collectives. Both raise OSError when the disk is full.
+    From then on they may be donated. The function returned waits until all hosts, which are at the
+    meeting, have written theirs; it may be called in another thread. Both raise OSError when the
+    disk is full, the second on every host.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "arrays"
-    >>> begin(path, {"w": np.arange(3)})()
+    >>> begin(path, {"w": np.arange(3)}, Meeting())()
     >>> read(path, {"w": jax.ShapeDtypeStruct((3,), "int64")})["w"].tolist()
     [0, 1, 2]
     """
@@ -44,7 +46,10 @@ def begin(path: Path, leaves: dict[str, Any]) -> Callable[[], None]:
 
     if not leaves:
         return lambda: None
-    options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    options = ocp.options.AsyncOptions(
+        timeout_secs=PATIENCE, create_directories_asynchronously=False,
+        barrier_sync_fn=lambda *, key, timeout_ms: meeting.meet(),
+    )  # fmt: skip
     checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
     with ExitStack() as stack:
         stack.enter_context(_quiet())
@@ -53,11 +58,11 @@ def begin(path: Path, leaves: dict[str, Any]) -> Callable[[], None]:
             checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave(leaves))
         rest = stack.pop_all()
 
-    def wait() -> None:
+    def end() -> None:
         with rest, _system_errors(path):
             checkpointer.wait_until_finished()
 
-    return wait
+    return lambda: meeting.do(end)
 
 
 def read(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:

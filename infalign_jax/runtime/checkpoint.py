@@ -20,6 +20,7 @@ import jax
 
 from infalign_jax.runtime import arrays, hosts
 from infalign_jax.runtime.files import put_in_place
+from infalign_jax.runtime.meeting import Meeting
 
 FORMAT = 1
 _HEADER = {"format", "digest", "leaves", "files", "info"}
@@ -50,7 +51,7 @@ def save(path: Path, tree: Any, *, digest: str, info: dict[str, Any]) -> None:
     >>> load(path, {"rewards": jax.ShapeDtypeStruct((2, 3), np.float64)}, digest="ab")[1]
     {'prompts': 2}
     """
-    wait(begin(path, tree, digest=digest, info=info))
+    begin(path, tree, digest=digest, info=info).result()
 
 
 def begin(
@@ -60,17 +61,18 @@ def begin(
     """Begins what `save` does, and returns when the arrays are copied to the hosts' memory.
 
     From then on they may be donated. In a thread every host writes its shards; when all have, the
-    first puts the checkpoint in place and calls `then`. To be given to `wait`.
+    first puts the checkpoint in place and calls `then`. The future ends when it has, on all hosts,
+    or on all of them with an error where one met it.
 
     >>> import tempfile
     >>> import numpy as np
     >>> path = Path(tempfile.mkdtemp()) / "sft"
     >>> pending = begin(path, {"w": np.ones(3)}, digest="ab", info={}, then=lambda: print("kept"))
-    >>> wait(pending), finished(path, "ab")
+    >>> pending.result(), whole_header(path)["digest"]
     kept
-    (None, True)
+    (None, 'ab')
     """
-    path = Path(path)
+    path, meeting = Path(path), Meeting()
     temporary = path.with_name(f".{path.name}.tmp")
     leaves = arrays.named(tree)
     header = {"format": FORMAT, "digest": digest, "leaves": _shapes(leaves), "info": info}
@@ -79,21 +81,23 @@ def begin(
         _remove(temporary)
         temporary.mkdir(parents=True)
 
+    def put() -> None:
+        text = json.dumps(header | {"files": _checksums(temporary)})
+        (temporary / "header.json").write_text(text, encoding="utf-8")
+        put_in_place(temporary, path)
+        then()
+
     def finish(written: Callable[[], None]) -> None:
         try:
             written()
-            if hosts.first():
-                text = json.dumps(header | {"files": _checksums(temporary)})
-                (temporary / "header.json").write_text(text, encoding="utf-8")
-                put_in_place(temporary, path)
-                then()
+            meeting.do(put if hosts.first() else lambda: None)
         except BaseException:
             _remove(temporary)
             raise
 
     hosts.shared(prepare)
     try:
-        written = arrays.begin(temporary / "arrays", leaves)
+        written = arrays.begin(temporary / "arrays", leaves, meeting)
     except BaseException:
         _remove(temporary)
         raise
@@ -103,23 +107,14 @@ def begin(
     return pending
 
 
-def wait(pending: "Future[None]") -> None:
-    """Waits until what `begin` began is kept; all hosts wait together.
-
-    Raises what went wrong: on every host what the first met, else on the host that met it.
-
-    >>> done = Future(); done.set_result(None); wait(done)
-    """
-    if not hosts.first():
-        pending.result()
-    hosts.shared(pending.result)
-
-
-def load(path: Path, like: Any, *, digest: str) -> tuple[Any, dict[str, Any]]:
+def load(
+    path: Path, like: Any, *, digest: str, header: dict[str, Any] | None = None
+) -> tuple[Any, dict[str, Any]]:
     """Reads what `save` kept, in the structure of `like`: (tree, info).
 
     A leaf of `like` has shape and dtype; where it has a sharding too, the array is put on those
     devices (whatever devices it was saved from), otherwise it comes back as a NumPy array.
+    `header`, where `whole_header` has given it, spares another look at every file.
     Raises FileNotFoundError when nothing is there, and ValueError for a checkpoint of another
     configuration, of a newer format, damaged, or of other shapes than `like`.
 
@@ -127,27 +122,13 @@ def load(path: Path, like: Any, *, digest: str) -> tuple[Any, dict[str, Any]]:
     Traceback (most recent call last):
     FileNotFoundError: expected a checkpoint at /nowhere, got nothing; run its stage first
     """
-    header = hosts.shared(lambda: whole_header(Path(path)))
+    header = header or hosts.shared(lambda: whole_header(Path(path)))
     if header["digest"] != digest:
         raise ValueError(
             f"expected a checkpoint of configuration {digest} at {path}, got a checkpoint of "
             f"another configuration ({header['digest']}); delete it or choose another directory"
         )
     return _read_tree(Path(path), header, like), header["info"]
-
-
-def finished(path: Path, digest: str) -> bool:
-    """Whether `path` holds a whole result of this digest; no for a damaged or another one.
-
-    Raises ValueError for a newer format, which must not be overwritten.
-
-    >>> finished(Path("/nowhere"), "ab")
-    False
-    """
-    try:
-        return bool(whole_header(Path(path))["digest"] == digest)
-    except (FileNotFoundError, Damaged):
-        return False
 
 
 def whole_header(path: Path) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Saver:
         """Waits until what was begun is kept; all hosts together."""
         pending, self.pending = self.pending, None
         if pending:
-            checkpoint.wait(pending)
+            pending.result()
 
     def newest(self) -> int | None:
         """The step of the newest checkpoint that is whole."""
@@ -100,39 +100,35 @@ def saving(directory: Path, digest: str, keep: KeepConfig = KeepConfig()) -> Ite
     saver.join()
 
 
-def latest_step(directory: Path, tell: Callable[[str], None] = lambda _: None) -> int | None:
+def latest_step(directory: Path) -> int | None:
     """The step of the newest checkpoint that is whole, None without one.
 
-    Damaged ones are skipped, each with a line to `tell`. Raises ValueError for a newer format.
+    Raises ValueError for a newer format.
 
     >>> latest_step(Path("/nowhere")) is None
     True
     """
-
-    def found() -> int | None:
-        for step in reversed(_steps(Path(directory))):
-            path = _path(Path(directory), step)
-            try:
-                checkpoint.whole_header(path)
-            except checkpoint.Damaged as damaged:
-                tell(f"skips the damaged checkpoint {path} ({damaged.what})")
-            else:
-                return step
-        return None
-
-    return hosts.shared(found)  # type: ignore[no-any-return]
+    found = _newest(directory)
+    return found[0] if found else None
 
 
-def restore(directory: Path, step: int, like: Any, digest: str) -> tuple[Any, dict[str, Any]]:
-    """Reads the checkpoint of `step` in the structure of `like`: (tree, info).
+def resumed(
+    directory: Path, like: Any, digest: str, tell: Callable[[str], None] = lambda _: None
+) -> tuple[int, Any, dict[str, Any]] | None:
+    """The newest checkpoint that is whole: (step, tree, info), None without one.
 
-    Leaves and errors as for `checkpoint.load`.
+    Damaged ones are skipped, each with a line to `tell`. Leaves and errors as for
+    `checkpoint.load`.
 
-    >>> restore(Path("/nowhere"), 3, {}, "ab")  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    FileNotFoundError: expected a checkpoint at /nowhere/step-00000003, got nothing; run ...
+    >>> resumed(Path("/nowhere"), {}, "ab") is None
+    True
     """
-    return checkpoint.load(_path(Path(directory), step), like, digest=digest)
+    found = _newest(directory, tell)
+    if found is None:
+        return None
+    step, header = found
+    path = _path(Path(directory), step)
+    return step, *checkpoint.load(path, like, digest=digest, header=header)
 
 
 def clear(directory: Path, keep: KeepConfig) -> None:
@@ -146,6 +142,23 @@ def clear(directory: Path, keep: KeepConfig) -> None:
         discard(directory)
     for step in set(steps) - set(kept):
         discard(_path(directory, step))
+
+
+def _newest(
+    directory: Path, tell: Callable[[str], None] = lambda _: None
+) -> tuple[int, dict[str, Any]] | None:
+    """The step and the header of the newest checkpoint that is whole, on every host."""
+
+    def found() -> tuple[int, dict[str, Any]] | None:
+        for step in reversed(_steps(Path(directory))):
+            path = _path(Path(directory), step)
+            try:
+                return step, checkpoint.whole_header(path)
+            except checkpoint.Damaged as damaged:
+                tell(f"skips the damaged checkpoint {path} ({damaged.what})")
+        return None
+
+    return hosts.shared(found)  # type: ignore[no-any-return]
 
 
 def _path(directory: Path, step: int) -> Path:

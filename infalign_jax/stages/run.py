@@ -90,8 +90,7 @@ def stored(
     lost = {"compilation": goodput.compilation_seconds() - compiled}
     info = {"seconds": time.monotonic() - began, "lost": lost} | info
     checkpoint.save(path, tree, digest=digest, info=info)
-    if hosts.first():
-        progress.clear(_progress(run, stage, digest), run.experiment.keep)
+    hosts.shared(lambda: progress.clear(_progress(run, stage, digest), run.experiment.keep))
     return tree, info
 
 
@@ -134,6 +133,7 @@ class _Fit(NamedTuple):
     traced: profile.Traced
     advance: Advance
     write: Write
+    unheard: list[OSError]  # of the first host, of which the others do not know yet
 
     def record(self, pending: tuple[int, Metrics]) -> None:
         """Logs one step's metrics; stops the run where they are not finite."""
@@ -141,8 +141,7 @@ class _Fit(NamedTuple):
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         measured = {"seconds": round(self.account.taken, 3)} | self.account.step()
         if hosts.first():
-            self.run.log.append(self.stage, step, policy=self.policy, **measured, **numbers)
-            self.write(step, numbers)
+            self._write(step, measured, numbers)
         if not all(map(math.isfinite, numbers.values())):
             bad = next(name for name, value in numbers.items() if not math.isfinite(value))
             good, where = self.saver.newest(), self.saver.directory
@@ -153,6 +152,24 @@ class _Fit(NamedTuple):
             )
         shown = [n for n in ("loss", "accuracy", "kl", "final_error", "quantile") if n in numbers]
         self.advance(step, **{name: numbers[name] for name in shown[:3]})
+
+    def _write(self, step: int, measured: dict[str, float], numbers: dict[str, float]) -> None:
+        try:
+            self.run.log.append(self.stage, step, policy=self.policy, **measured, **numbers)
+            self.write(step, numbers)
+        except OSError as error:
+            if jax.process_count() == 1:
+                raise
+            self.unheard.append(error)
+
+    def tell(self) -> None:
+        """Raises on every host what the first met when it logged: where all hosts come."""
+
+        def met() -> None:
+            for error in self.unheard:
+                raise error
+
+        hosts.shared(met)
 
     def keep(self, step: int, state: TrainState, batches: Any) -> None:
         """Begins to write a checkpoint of the state after so many steps."""
@@ -212,6 +229,7 @@ def fit(
             stop, last = stopping.asked(), step + 1 == steps
             if stop or last or (step + 1) % run.experiment.checkpoint_every == 0:
                 own.record(pending)
+                own.tell()
                 pending = None
                 if stop or not last:
                     own.keep(step + 1, state, batches)
@@ -234,7 +252,7 @@ def _under_way(
     saving = progress.saving(_progress(run, stage, digest), digest, run.experiment.keep)
     loop = stopping.loop()
     with phase(name, steps) as advance, events as write, loop, saving as saver, tracing as traced:
-        yield _Fit(run, stage, policy, saver, account, traced, advance, write)
+        yield _Fit(run, stage, policy, saver, account, traced, advance, write, [])
 
 
 def _resumed(
@@ -242,13 +260,13 @@ def _resumed(
 ) -> tuple[int, TrainState, tuple[float, dict[str, float]]]:
     """The last checkpoint's steps, the state after them, their seconds and which were lost."""
     directory = _progress(run, stage, digest)
-    start = progress.latest_step(directory, lambda line: say(f"{stage}  {line}"))
-    if start is None:
-        return 0, state, (0.0, {})
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
     )
-    state, info = progress.restore(directory, start, like, digest)
+    found = progress.resumed(directory, like, digest, lambda line: say(f"{stage}  {line}"))
+    if found is None:
+        return 0, state, (0.0, {})
+    start, state, info = found
     if info["draws"] != (draws := _draws(run)):
         raise ValueError(
             f"expected a checkpoint with draws {draws} in {directory}, got {info['draws']}; set "
