@@ -91,10 +91,10 @@ def make_sample(
 ) -> Sample:
     """The sampler: (params, prompts, key) -> rollouts [B, K = `responses`].
 
-    Without tensor parallelism every shard of the batch decodes on its own, with the parameters
-    gathered over `fsdp` before the first token, and nothing is communicated between tokens. With
-    it, shards stay in step: they may not end at different steps while some collective that XLA
-    makes of a `tensor` axis waits for all devices.
+    Every shard of the batch decodes its own rows, with the parameters gathered over `fsdp` before
+    the first token. Without tensor parallelism nothing is communicated between tokens. With it,
+    shards stay in step, as a collective that XLA makes of a `tensor` axis may wait for all devices:
+    after every token they tell one another whether any goes on.
 
     >>> import flax.linen as nn, numpy as np
     >>> mesh, config = meshes.make(meshes.MeshConfig(), jax.devices()[:1]), TransformerConfig()
@@ -105,18 +105,22 @@ def make_sample(
     (2, 4, 16)
     """
     batch, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
+    alone = mesh.shape["tensor"] == 1
 
     def sample(params: Params, prompts: Prompts, key: Array) -> Rollouts:
-        return sampling.sample(config, law, params, prompts, key, responses)
+        any_shard = (lambda flags: flags) if alone else shards.anywhere
+        return sampling.sample(config, law, params, prompts, key, responses, any_shard)
 
-    if mesh.shape["tensor"] == 1:
-        sample = jax.shard_map(
-            sample, mesh=mesh, in_specs=(PartitionSpec(), batch.spec, PartitionSpec()),
-            out_specs=batch.spec, check_vma=False,
-        )  # fmt: skip
+    def divided(params: Params, prompts: Prompts, key: Array) -> Rollouts:
+        operands = PartitionSpec(), batch.spec, PartitionSpec()
+        axes = meshes.AXES if alone else meshes.BATCH
+        return shards.by_shards(sample, operands, batch.spec, axes)(params, prompts, key)
+
     layout = meshes.shardings(mesh, boxed_params(config))
-    sample = shards.within(mesh, sample)
-    return jax.jit(sample, in_shardings=(layout, batch, whole), out_shardings=batch)
+    divided.__name__ = sample.__name__
+    return jax.jit(
+        shards.within(mesh, divided), in_shardings=(layout, batch, whole), out_shardings=batch
+    )
 
 
 @lru_cache(maxsize=16)

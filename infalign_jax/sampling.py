@@ -16,6 +16,7 @@ Neither A and L, nor the batch that a prompt sits in, nor its place there, nor t
 is drawn (see `drawing.uniforms`).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -67,9 +68,11 @@ def sample(
     prompts: Prompts,
     key: Array,
     responses: int,
+    any_shard: Callable[[Array], Array] = lambda flags: flags,
 ) -> Rollouts:
     """K = `responses` responses to each prompt, with the log-probability of each under π.
 
+    Shards of a batch that must stay in step learn by `any_shard` which flags are set on one.
     `log_probs` are those of the law drawn from: with `sampling.plain`, of the policy itself.
 
     >>> import jax, jax.numpy as jnp
@@ -90,7 +93,7 @@ def sample(
     lanes = _start(batch, sizes[0])
     with jax.named_scope("decode"):
         for places in sizes:
-            lanes = _decode_until_full(batch, lanes, places)
+            lanes = _decode_until_full(batch, lanes, places, any_shard)
     mask = jnp.arange(sampling.length, dtype=jnp.int32)[None, None] < lanes.lengths[..., None]
     return Rollouts(prompts, Responses(lanes.tokens, mask), lanes.log_probs)
 
@@ -134,26 +137,28 @@ def longest(law: SamplingConfig, prompts: int, responses: int) -> tuple[tuple[in
     return tuple((rounds, turns * (end - begin)) for begin, end in zip(begins, ends, strict=True))
 
 
-def _decode_until_full(batch: _Batch, lanes: _Lanes, places: int) -> _Lanes:
+def _decode_until_full(
+    batch: _Batch, lanes: _Lanes, places: int, any_shard: Callable[[Array], Array]
+) -> _Lanes:
     """Decodes with rings of so many places until they are full, or to the end with T of them."""
     total, responses, length = batch.uniform.shape
-
-    def busy(lanes: _Lanes) -> Array:
-        return (lanes.response < responses).any()
 
     def fits(lanes: _Lanes) -> Array:
         return (lanes.step < places) | (places == length)
 
     def nobody_waits(lanes: _Lanes) -> Array:
-        done = (lanes.response == responses).all(axis=1)
-        return busy(lanes) & fits(lanes) & ~(done.any() & (lanes.waiting < total))
+        idle = lanes.response == responses
+        waits = idle.all(axis=1).any() & (lanes.waiting < total)
+        busy, waits = any_shard(jnp.stack([~idle.all(), waits]))
+        return busy & fits(lanes) & ~waits
 
     def round_of(lanes: _Lanes) -> _Lanes:
         lanes, own = _take(batch, lanes)
         return jax.lax.while_loop(nobody_waits, lambda lanes: _decode(own, lanes), lanes)
 
     def goes_on(lanes: _Lanes) -> Array:
-        return fits(lanes) & (busy(lanes) | (lanes.waiting < total))
+        busy = (lanes.response < responses).any()
+        return fits(lanes) & any_shard(busy | (lanes.waiting < total))
 
     grown = lanes._replace(cache=decoding.grown(lanes.cache, places))
     return jax.lax.while_loop(goes_on, round_of, grown)

@@ -35,6 +35,7 @@ MESHES = {
     "data": MeshConfig(data=8),
     "fsdp": MeshConfig(data=2, fsdp=2, replica=2),
     "data×tensor": MeshConfig(data=4, tensor=2),
+    "fsdp×tensor": MeshConfig(data=2, fsdp=2, tensor=2),
 }
 COLLECTIVE = r" (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 CONFIG = toy.config()
@@ -124,6 +125,15 @@ def received(mesh: Any, prompts: int) -> float:
     return sum(each.bytes for each in account.collectives)
 
 
+def told(mesh: Any, responses: int) -> float:
+    """Bytes that a device receives from other shards of the batch while it draws."""
+    model, law = TransformerConfig(), SamplingConfig(32)
+    phase = plan_phases.sampler(mesh, model, law, Shape(8, 16, responses, 32))
+    module = hlo.parse(phase.lower().compile().as_text())
+    found = accounts.account(module, dict(mesh.shape), phase.trips).collectives
+    return sum(each.bytes for each in found if each.axes != ("tensor",))
+
+
 def collectives_in_loops(text: str) -> int:
     """Collectives in computations that are the body or the condition of a while."""
     looped = set(re.findall(r"(?:body|condition)=%([\w.\-]+)", text))
@@ -158,6 +168,7 @@ def found() -> Iterator[tuple[str, Any]]:
         yield f"collectives/{name}", collectives
         yield f"chunks/{name}", chunks(mesh)
         yield f"received/{name}", np.array([received(mesh, n) for n in (8, 32)])
+        yield f"told/{name}", np.array([told(mesh, n) for n in (2, 16)])
         rows = np.arange(20, dtype=np.float32).reshape(10, 2)
         batches = minibatches(rows, 8, 3, meshes.own_rows(mesh, 8))
         yield f"batches/{name}", np.stack([laid(next(batches), mesh) for _ in range(3)])

@@ -202,16 +202,26 @@ def test_kernels_are_listed_and_counted_by_formula() -> None:
 
 
 def test_collectives_of_shards_are_told_apart_by_what_they_are_for() -> None:
-    """`shard_map` numbers none of its channels; pieces of one collective count once."""
-    line = "%{} = f32[8,2]{{1,0}} all-gather(%a), channel_id=1, replica_groups={{{{0,1}}}}, {}"
+    """`shard_map` numbers none of its channels; pieces in several fusions count once."""
+
+    def fusion(name: str, purpose: str) -> str:
+        given = "channel_id=1, replica_groups={{0,1}}, metadata={op_name=" + f'"{purpose}"}}'
+        return (
+            f"%{name} (p: f32[4,2]) -> f32[8,2] {{\n  %p = f32[4,2]{{1,0}} parameter(0)\n"
+            f"  ROOT %g = f32[8,2]{{1,0}} all-gather(%p), {given}\n}}\n"
+        )
+
+    names = {"start": "responses", "end": "responses", "other": "prompts"}
+    call = "%{0} = f32[8,2]{{1,0}} fusion(%a), kind=kCustom, calls=%{1}"
+    whole = "%{} = f32[8,2]{{1,0}} all-gather(%a), channel_id=1, replica_groups={{{{0,1}}}}"
     module = entry(
         "%a = f32[4,2]{1,0} parameter(0)",
-        line.format("b", 'metadata={op_name="prompts"}'),
-        line.format("c", 'metadata={op_name="responses"}'),
-        line.format("d", 'metadata={op_name="responses"}'),
+        *(call.format(f"c{name}", name) for name in names),
+        *(whole.format(name) for name in "de"),  # which one line wrote, for two loops say
+        before="\n".join(fusion(*item) for item in names.items()),
     )
     found = accounts.account(module, {"data": 2})
-    assert found.collectives == (Collective("all-gather", ("data",), 2.0, 64.0),)
+    assert found.collectives == (Collective("all-gather", ("data",), 4.0, 4 * 32.0),)
 
 
 def test_a_fused_reduce_scatter_is_no_all_reduce() -> None:

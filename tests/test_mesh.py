@@ -79,7 +79,7 @@ def test_several_processes_do_what_one_does(
 
 
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-MESHES = ("data", "fsdp", "data×tensor")
+MESHES = ("data", "fsdp", "data×tensor", "fsdp×tensor")
 
 
 @pytest.mark.slow
@@ -113,14 +113,24 @@ def test_batches_are_those_of_one_device(figures: Figures, mesh: str) -> None:
 def test_between_tokens_only_tensor_parallel_devices_speak(figures: Figures) -> None:
     """Shards of the batch end at different steps: a collective among them would wait for ever."""
     found = {mesh: int(figures[f"collectives/{mesh}"]) for mesh in MESHES}
-    assert found["data"] == found["fsdp"] == 0 < found["data×tensor"]
+    assert found["data"] == found["fsdp"] == 0 < found["data×tensor"] == found["fsdp×tensor"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["fsdp", "data×tensor", "fsdp×tensor"])
+def test_shards_send_one_another_no_lanes(figures: Figures, mesh: str) -> None:
+    """Parameters, once; with a tensor axis after each of 32 tokens a few flags besides."""
+    few, many = figures[f"told/{mesh}"]
+    assert 0 < many == few
+    if mesh == "data×tensor":
+        assert many < 32 * 2 * 16
 
 
 @pytest.mark.slow
 def test_no_logits_are_sent_around(figures: Figures) -> None:
     """Each shard has its own chunks of them: only their sums cross a tensor axis."""
     found = {mesh: int(figures[f"chunks/{mesh}"]) for mesh in MESHES}
-    assert found["data"] == found["fsdp"] == 0 < found["data×tensor"]
+    assert found["data"] == found["fsdp"] == 0 < found["data×tensor"] <= found["fsdp×tensor"]
 
 
 @pytest.mark.slow
@@ -141,6 +151,7 @@ def test_parameters_are_divided_as_the_mesh_says(figures: Figures) -> None:
         "data": [2, 16, 16],
         "fsdp": [2, 8, 16],
         "data×tensor": [2, 16, 8],
+        "fsdp×tensor": [2, 8, 8],
     }
 
 

@@ -28,6 +28,7 @@ FREE = CONTROL | {
 SLICES = {"dynamic-slice", "slice", "gather"}
 FUSED = re.compile(r"splash_mha_(fwd|dq|dkv)")
 CHANNEL = re.compile(r"channel_id=(\d+)")
+WINDOWED = "windowed_dot_general"
 SCATTERED = "all-reduce-scatter"  # the computation of a TPU's fusion that does
 ORIGIN = re.compile(r"metadata=\{([^}]*)\}")
 WINDOW = {"size": "1", "stride": "1", "pad": "0_0", "lhs_dilate": "1", "rhs_dilate": "1"}
@@ -67,7 +68,7 @@ def account(
     (128.0, 224.0)
     """
     runs = hlo.runs(module, trips)
-    inner = _inner(module)
+    callers, inner = _callers(module)
     flops = moved = 0.0
     kernels: dict[tuple[str, tuple[int, ...], tuple[int, ...]], float] = defaultdict(float)
     network: dict[str, Collective] = {}  # XLA may write one in several pieces
@@ -79,7 +80,8 @@ def account(
                 moved += count * _moved(each, computation, module)
             if found := collectives.received(each, computation, mesh, count):
                 found = _scattered(found) if name.startswith(SCATTERED) else found
-                key = _piece(each) or f"{name} {each.name}"
+                whole = name not in inner
+                key = f"{name} {each.name}" if whole else _pieces(each, name, callers)
                 if key not in network or found.bytes > network[key].bytes:
                     network[key] = found
             if called := kernel(each, computation):
@@ -112,25 +114,33 @@ def _scattered(found: Collective) -> Collective:
     return found._replace(kind="reduce-scatter", bytes=found.bytes / 2)
 
 
-def _piece(each: Instruction) -> str | None:
-    """What the pieces of one collective have in common: its channel, and what it was written for.
+def _pieces(each: Instruction, name: str, callers: Mapping[str, str]) -> str:
+    """What the pieces of one collective have in common, which XLA spreads over several fusions.
 
-    All of `shard_map` have channel 1, and what hosts send has channels that are numbered apart.
+    It is the computation that they serve, the channel, and what it was written for: all of
+    `shard_map` have channel 1.
     """
+    while name in callers:
+        name = callers[name]
     channel, origin = CHANNEL.search(each.attributes), ORIGIN.search(each.attributes)
-    kind = each.opcode if each.opcode == "recv" else ""
-    return f"{kind} {channel[1]} {origin[1] if origin else ''}" if channel else None
+    return f"{name} {channel[1] if channel else each.name} {origin[1] if origin else ''}"
 
 
-def _inner(module: Module) -> set[str]:
-    """Computations that run inside one instruction, which accounts for their memory."""
-    return {
-        name
-        for computation in module.computations.values()
-        for each in computation.values()
-        if each.opcode not in CONTROL
-        for name in each.computations()
-    }
+def _callers(module: Module) -> tuple[dict[str, str], set[str]]:
+    """From where parts of a computation are called; those of them that run inside one instruction.
+
+    Such an instruction accounts for its part's memory. The other parts are loops in which XLA
+    multiplies what it is still sending.
+    """
+    callers: dict[str, str] = {}
+    inner: set[str] = set()
+    for name, computation in module.computations.items():
+        for each in computation.values():
+            fused = each.computations() if each.opcode not in CONTROL else []
+            inner |= set(fused)
+            sending = [part for part in hlo.loop(each) or () if WINDOWED in part]
+            callers |= dict.fromkeys([*fused, *sending], name)
+    return callers, inner
 
 
 def _arrays(name: str, computation: Computation) -> list[Array]:

@@ -51,28 +51,22 @@ def divides(size: int) -> bool:
     >>> divides(3)
     False
     """
-    return not _left_alone() and rows(size) != PartitionSpec(None)
+    return _to_divide(BATCH) == BATCH and rows(size) != PartitionSpec(None)
 
 
 def on_rows(x: jax.Array) -> jax.Array:
     """An array of a batch, which is to lie divided along its first axis and whole along the others.
 
     Left to itself XLA may hold all rows on every device, with a part of each. Where no mesh is in
-    sight (`within`), or a function runs `by_shards`, the array stays as it is.
+    sight (`within`), or a function has but its own rows, the array stays as it is.
 
     >>> import numpy as np
     >>> on_rows(np.ones(2)).tolist()
     [1.0, 1.0]
     """
-    if _left_alone():
+    if _to_divide(BATCH) != BATCH:
         return x
     return jax.lax.with_sharding_constraint(x, rows(len(x)))
-
-
-def _left_alone() -> bool:
-    """Whether there is nothing to divide: no mesh is in sight, or what is traced is a shard."""
-    kinds = jax.sharding.get_abstract_mesh().axis_types
-    return AxisType.Auto not in kinds or AxisType.Manual in kinds
 
 
 def by_shards(
@@ -81,14 +75,45 @@ def by_shards(
     """The function, called by every device on what it holds of the operands.
 
     They and the result are divided as said, over `axes`; what other axes divide is left to XLA.
-    Without a mesh in sight (`within`), or when called by such a function, it stays as it is.
+    Axes over which the caller has been divided so already count no more: without any, and without a
+    mesh in sight (`within`), the function stays as it is.
 
     >>> by_shards(abs, rows(2), rows(2))(-2)
     2
     """
-    if _left_alone():
+    free = _to_divide(axes)
+    if not free:
         return function
+
+    def own(spec: PartitionSpec) -> PartitionSpec:
+        entries = (entry if isinstance(entry, tuple) else (entry,) for entry in spec)
+        kept = (tuple(axis for axis in entry if axis in free) for entry in entries)
+        return PartitionSpec(*(entry or None for entry in kept))
+
+    inner, outer = jax.tree.map(own, (operands, result), is_leaf=_is_spec)
     divided: Callable[..., Result] = jax.shard_map(
-        function, in_specs=operands, out_specs=result, axis_names=set(axes), check_vma=False
+        function, in_specs=inner, out_specs=outer, axis_names=set(free), check_vma=False
     )
     return divided
+
+
+def anywhere(flags: jax.Array) -> jax.Array:
+    """Whether flags are set on any shard of a batch: within `by_shards` over what divides batches.
+
+    >>> bool(anywhere(jax.numpy.array(True)))  # there is no mesh in sight
+    True
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    divided = tuple(axis for axis in BATCH if axis in mesh.manual_axes)
+    return jax.lax.pmax(flags.astype("int32"), divided) > 0 if divided else flags
+
+
+def _to_divide(axes: tuple[str, ...]) -> tuple[str, ...]:
+    """Those axes of the mesh in sight that are left to XLA; none where there is no mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return tuple(axis for axis in axes if kinds.get(axis) == AxisType.Auto)
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, PartitionSpec)
