@@ -214,14 +214,16 @@ def _bench(options: argparse.Namespace) -> None:
     keep_freed_memory()
     from infalign_jax.commands import bench, bench_text, printing
     from infalign_jax.lm.sizes import SIZES
+    from infalign_jax.runtime import mesh_sizes
 
     printing.check_targets(options.json)
     earlier = None if options.compare is None else bench.earlier(options.compare)
     usual = SIZES[options.preset].shape
     given = {name: getattr(options, name) for name in usual._fields}
     shape = usual._replace(**{name: n for name, n in given.items() if n is not None})
-    model = bench.fitted(options.preset, options.compute, shape)
-    result = bench.run(model, shape, options.rounds)
+    sizes = mesh_sizes.parse(options.mesh or "data=0")
+    model = bench.fitted(options.preset, options.compute, shape, sizes)
+    result = bench.run(model, shape, options.rounds, sizes)
     printing.deliver(result, bench_text.text(result, earlier), options.json)
 
 

@@ -1,8 +1,10 @@
 """The bench counts what XLA counts, measures every phase, and answers mistakes."""
 
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +25,7 @@ from infalign_jax.lm.decoding import Places
 from infalign_jax.lm.layers import TransformerConfig
 from infalign_jax.lm.sizes import SIZES
 from infalign_jax.runtime import measure
+from infalign_jax.runtime.mesh import MeshConfig
 
 MODEL = TransformerConfig(512, 256, 2, 4, 2, 768, unroll=2)
 SHAPE = Shape(2, 24, 3, 16)
@@ -114,6 +117,32 @@ def test_every_phase_is_measured(result: dict[str, Any]) -> None:
     json.dumps(result, allow_nan=False)
 
 
+@pytest.mark.slow
+def test_a_mesh_divides_what_is_measured() -> None:
+    arguments = ["--preset", "tiny", "--rounds", "1", "--mesh", "fsdp=2"]
+    source = f"from infalign_jax.cli import main; raise SystemExit(main(['bench', *{arguments}]))"
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+    command = [sys.executable, "-c", source]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("2 × cpu (fsdp 2), "), done.stdout
+
+
+def test_a_divided_model_keeps_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On four TPU chips `fsdp` leaves each a quarter of the states, and more room."""
+    chip = SimpleNamespace(platform="tpu")
+    monkeypatch.setattr(jax, "devices", lambda: [chip] * 4)
+    shape, model = Shape(4, 4, 2, 4), replace(SIZES["1m"].model, compute="bfloat16")
+    room = arithmetic.TAKEN["nothing"] * arithmetic.update_memory(
+        replace(model, rematerialise="nothing"), shape._replace(prompts=1), 4
+    )
+    monkeypatch.setattr(measure, "memory_limit", lambda device: room)
+    kept = [
+        bench.fitted("1m", None, shape, sizes).rematerialise
+        for sizes in (MeshConfig(), MeshConfig(fsdp=4))
+    ]
+    assert kept == ["everything", "nothing"]
+
+
 def test_a_percentage_is_of_the_ceiling_that_binds() -> None:
     ceilings = {"compute": {"training": 100.0}, "bytes_per_second": 10.0}
     costs = {"update": arithmetic.Cost(400.0, 20.0), "reward scoring": arithmetic.Cost(100.0, 30.0)}
@@ -162,6 +191,8 @@ def test_an_earlier_result_is_compared(result: dict[str, Any], tmp_path: Path) -
         (["--prompts", "0"], "whole number from 1 on, got 0"),
         (["--compare", "setup.cfg"], "infalign bench --json wrote, got setup.cfg"),
         (["--preset", "8b", "--prompts", "4096"], "GiB on a device"),
+        (["--mesh", "fdsp=2"], "got fdsp=2; did you mean fsdp?"),
+        (["--mesh", "data=3,fsdp=5"], "expected a product of"),
     ],
 )
 def test_mistakes_are_answered(

@@ -121,7 +121,10 @@ def test_the_disk_is_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_bucket_is_no_directory() -> None:
-    assert not doctor.disk(Path("gs://bucket/x"), needed=1).ok
+    for address in ("gs://bucket/x", "s3://bucket/x"):
+        found = doctor.disk(Path(address), needed=1)
+        assert not found.ok
+        assert address in found.text
 
 
 def test_data_of_files_is_read(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from infalign_jax.runtime import files
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "experiments/results/plans"
+READING = "\n## What it says\n"  # by hand, and kept
 GPU = ("model.attention=cudnn", "reward_model.attention=cudnn")
 
 
@@ -112,13 +113,19 @@ def markdown(rows: dict[Plan, dict[str, Any]]) -> str:
     )  # fmt: skip
 
 
+def with_reading(path: Path, text: str) -> str:
+    """A page made anew, with what somebody wrote of it under its last heading before."""
+    before = path.read_text() if path.exists() else ""
+    return text + "".join(before.partition(READING)[1:])
+
+
 def main() -> None:
     rows = {}
     for plan in PLANS:
         if not plan.stored.exists():
             cli.main([*plan.command, "--json", str(plan.stored)])
         rows[plan] = json.loads(plan.stored.read_text())
-    files.write_text(OUT / "README.md", markdown(rows))
+    files.write_text(OUT / "README.md", with_reading(OUT / "README.md", markdown(rows)))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+from plans import with_reading
+
 from infalign_jax import config as configs
 from infalign_jax.commands import plan_rows
 from infalign_jax.commands.plan_phases import LOG_PROBS, SAMPLER, SCORES, UPDATE
@@ -124,7 +126,8 @@ def main() -> None:
         f"{experiment.name}, {chosen.prompts} prompts a chip, {each} responses each, prompts of "
         f"{tokens[0]} tokens and responses of {tokens[1]}; compiled, not run."
     )
-    files.write_text(chosen.out / "weak_scaling.md", markdown(stored, about))
+    page = chosen.out / "weak_scaling.md"
+    files.write_text(page, with_reading(page, markdown(stored, about)))
 
 
 if __name__ == "__main__":

@@ -40,12 +40,14 @@ from infalign_jax.runtime.measure import Timing
 from infalign_jax.runtime.mesh import MeshConfig
 
 COPY = 2**28  # bytes
+USUAL = MeshConfig()  # all devices along `data`
 
 
 def fitted(
-    preset: str, compute: str | None = None, shape: Shape | None = None
-) -> TransformerConfig:
-    """A preset's model as this device runs it best, on a batch (by default the preset's own).
+    preset: str, compute: str | None = None, shape: Shape | None = None,
+    sizes: MeshConfig = USUAL,
+) -> TransformerConfig:  # fmt: skip
+    """A preset's model as these devices run it best, on a batch (by default the preset's own).
 
     On CPU in float32; elsewhere in bfloat16, with the kernel for attention that there is for the
     device. For the backward pass as much is kept as memory has room for. No loop over layers on
@@ -64,16 +66,18 @@ def fitted(
     at_once = 2**27 if device.platform == "gpu" else model.logits_at_once
     model = replace(model, compute=kind, attention=kernel, logits_at_once=at_once)
     shape = shape or SIZES[preset].shape
-    own = shape._replace(prompts=-(-shape.prompts // _machines(devices)))
-    model = replace(model, rematerialise=_kept(model, own, measure.memory_limit(device)))
+    sizes = sizes.over(_machines(devices))
+    own = shape._replace(prompts=-(-shape.prompts // sizes.parts))
+    model = replace(model, rematerialise=_kept(model, own, sizes, measure.memory_limit(device)))
     whole = cpu or (device.platform == "gpu" and model.rematerialise == "nothing")
     return replace(model, unroll=model.layers if whole else 1)
 
 
-def _kept(model: TransformerConfig, shape: Shape, limit: int | None) -> Any:
-    """The `rematerialise` that computes least again in so much memory."""
+def _kept(model: TransformerConfig, shape: Shape, sizes: MeshConfig, limit: int | None) -> Any:
+    """The `rematerialise` that computes least again in so much memory of a device."""
     for kind, taken in arithmetic.TAKEN.items():
-        needed = taken * arithmetic.update_memory(replace(model, rematerialise=kind), shape)
+        other = replace(model, rematerialise=kind)
+        needed = taken * arithmetic.update_memory(other, shape, sizes.fsdp) / sizes.tensor
         if limit is None or needed <= limit:
             return kind
     return "everything"
@@ -86,19 +90,21 @@ def _has_flash_attention(device: jax.Device) -> bool:
     return float(device.compute_capability) >= 8.0
 
 
-def run(model: TransformerConfig, shape: Shape, rounds: int = 5) -> dict[str, Any]:
-    """Measures a model and a batch on all devices.
+def run(
+    model: TransformerConfig, shape: Shape, rounds: int = 5, sizes: MeshConfig = USUAL
+) -> dict[str, Any]:
+    """Measures a model and a batch on a mesh of all devices.
 
-    Raises ValueError where the devices do not divide the prompts, and where parameters, caches and
-    activations alone do not fit.
+    Raises ValueError where the mesh does not divide the prompts or the model, and where parameters,
+    caches and activations alone do not fit.
 
     >>> run(fitted("tiny"), Shape(3, 16, 10**9, 16), rounds=1)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ValueError: bench: expected at most ... GiB on a device, got at least ...; lower --prompts, ...
     """
-    mesh = mesh_sizes.fitted(MeshConfig(), {"model": model}, {"--prompts": shape.prompts})
+    mesh = mesh_sizes.fitted(sizes, {"model": model}, {"--prompts": shape.prompts})
     devices = list(mesh.devices.flat)
-    advice = "lower --prompts, --responses, --response or the preset"
+    advice = "lower --prompts, --responses, --response or the preset, or divide it by --mesh"
     law = SamplingConfig(length=shape.response)
     programs.check_memory("bench", model, shape, mesh, law=law, advice=advice)
     ceilings = _ceilings(model, shape, _machines(devices), rounds)
@@ -110,7 +116,7 @@ def run(model: TransformerConfig, shape: Shape, rounds: int = 5) -> dict[str, An
     names = [*costs, WHOLE]
     rows = {name: _row(name, costs, times, phases, ceilings, shape) for name in names}
     return {
-        "device": devices[0].device_kind, "devices": len(devices),
+        "device": devices[0].device_kind, "devices": len(devices), "mesh": dict(mesh.shape),
         "versions": {"python": platform.python_version(), "jax": metadata.version("jax")},
         "model": config.to_dict(model), "parameters": arithmetic.parameters(model),
         "shape": shape._asdict(), "rounds": rounds, "ceilings": ceilings, "phases": rows,

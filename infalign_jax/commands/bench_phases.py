@@ -100,8 +100,8 @@ def _inputs(model: TransformerConfig, shape: Shape, mesh: Mesh) -> _Inputs:
     prompts = Prompts(*meshes.put_batch((tokens, np.ones(size, bool), index), mesh))
     rewards = rng.normal(size=(shape.prompts, REFERENCE)).astype(np.float32)
     table = meshes.put_batch(np.sort(rewards, axis=1), mesh)
-    judge["head"] = jax.device_put(judge["head"], meshes.replicated(mesh))
-    return _Inputs(params, judge, prompts, table, jax.random.key(1))
+    layout = meshes.shardings(mesh, reward.with_head(model, programs.boxed_params(model)))
+    return _Inputs(params, jax.device_put(judge, layout), prompts, table, jax.random.key(1))
 
 
 def _learning(

@@ -12,7 +12,8 @@ def text(result: dict[str, Any], earlier: dict[str, Any] | None = None) -> str:
     ...     "bytes_per_second": 1e8, "bound": "compute", "percent": 40.0, "memory_bytes": 2**20,
     ...     "compile_seconds": 1.5, "tokens_per_second": 128.0}
     >>> rates = {"prefill": 5e9, "decode": 5e9, "training": 5e9}
-    >>> result = {"device": "cpu", "devices": 1, "parameters": 1000, "rounds": 3,
+    >>> result = {"device": "cpu", "devices": 1, "mesh": {"data": 1}, "rounds": 3,
+    ...     "parameters": 1000,
     ...     "versions": {"python": "3.11", "jax": "0.10"}, "model": {"compute": "float32"},
     ...     "shape": {"prompts": 2, "prompt": 4, "responses": 2, "response": 4},
     ...     "ceilings": {"bytes_per_second": 1e9, "float32": rates, "bfloat16": rates},
@@ -33,8 +34,9 @@ def _about(result: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     kinds = ("float32", "bfloat16")
     rates = [[kind, *(f"{rate / 1e9:,.0f}" for rate in ceilings[kind].values())] for kind in kinds]
+    mesh = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items() if size > 1)
     return [
-        f"{result['devices']} × {result['device']}, {versions}; "
+        f"{result['devices']} × {result['device']}{mesh and f' ({mesh})'}, {versions}; "
         f"{result['parameters']:,} parameters, {result['model']['compute']}",
         f"{shape['prompts']} prompts of {shape['prompt']} tokens, {shape['responses']} responses "
         f"of {shape['response']} to each; medians of {result['rounds']} and their spread",

@@ -11,12 +11,12 @@ from math import prod
 from infalign_jax.commands import plan_estimate, plan_phases
 from infalign_jax.commands.plan_compile import Compiled
 from infalign_jax.commands.plan_estimate import LEARNS
-from infalign_jax.commands.plan_phases import PREFILL, Phase
+from infalign_jax.commands.plan_phases import FORESIGHT, PREFILL, Phase
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm import arithmetic
 from infalign_jax.lm.transformer import TransformerConfig
 from infalign_jax.runtime.accounts import Account
-from infalign_jax.runtime.collectives import Collective
+from infalign_jax.runtime.collectives import Collective, summed
 from infalign_jax.runtime.mesh import BATCH, MeshConfig
 
 
@@ -33,6 +33,8 @@ def counted(experiment: Experiment, sizes: MeshConfig, name: str, phase: Phase) 
     rows = own.prompts * own.prompt + (name != PREFILL) * own.tokens
     model = plan_phases.model_of(experiment, name)
     found = network(model, sizes, rows, name in LEARNS)
+    if name == FORESIGHT:  # which π_ref reads too
+        found = summed([*found, *network(model, sizes, rows, learns=False)])
     account = Account(phase.flops / sizes.size, moved, found, (), ())
     return Compiled(int(plan_estimate.estimate(experiment, sizes, name)), None, account)
 

@@ -154,9 +154,7 @@ def sampler(mesh: Mesh, model: TransformerConfig, law: SamplingConfig, shape: Sh
     """
     params = nn.unbox(boxed_params(model))
     program: Any = programs.make_sample(mesh, model, law, shape.responses)
-    trips = sampling.longest(
-        law, -(-shape.prompts // meshes.batch_parts(mesh)), shape.responses
-    )
+    trips = sampling.longest(law, -(-shape.prompts // meshes.batch_parts(mesh)), shape.responses)
 
     def lower() -> Any:
         return program.lower(params, rows(shape)[0], jax.eval_shape(lambda: jax.random.key(0)))

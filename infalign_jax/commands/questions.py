@@ -143,8 +143,7 @@ def add_experiment(command: argparse.ArgumentParser, needed: bool = True) -> Non
         metavar="FIELD=VALUE",
         help="change a field, such as model.width=128; may be repeated",
     )
-    sizes = "its axes, such as data=4,fsdp=8, or a preset, such as v5e-64 (default: the file's)"
-    command.add_argument("--mesh", metavar="SIZES", help=sizes)
+    _add_mesh(command, "the file's")
 
 
 def _add_plan(command: argparse.ArgumentParser) -> None:
@@ -173,6 +172,12 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
         "--rounds", type=_count, default=5, metavar="NUMBER", help="measurements (default: 5)"
     )
     command.add_argument("--compare", type=Path, metavar="FILE", help="an earlier --json")
+    _add_mesh(command, "all devices along data")
+
+
+def _add_mesh(command: argparse.ArgumentParser, usual: str) -> None:
+    sizes = f"its axes, such as data=4,fsdp=8, or a preset, such as v5e-64 (default: {usual})"
+    command.add_argument("--mesh", metavar="SIZES", help=sizes)
 
 
 def _count(text: str) -> int:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from infalign_jax.runtime import measure
+from infalign_jax.runtime import files, measure
 
 GIB, MIB = 2**30, 2**20
 WRITTEN = 64 * MIB  # bytes of the file that measures the disk
@@ -149,9 +149,9 @@ def disk(out: Path, needed: int) -> Finding:
     >>> disk(Path("pyproject.toml").parent, 2**60).remedy
     'make room, or name another --out'
     """
-    if str(out).startswith("gs:/"):
+    if address := files.bucket(out):
         return Finding(
-            "disk", False, f"expected a directory, got the bucket {out}",
+            "disk", False, f"expected a directory, got the bucket {address}",
             "give a directory: experiments/pods/ copies it to a bucket",
         )  # fmt: skip
     place = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())

@@ -51,6 +51,16 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def bucket(path: Path) -> str | None:
+    """The address of a bucket for which a path was made; None for a path of the disk.
+
+    >>> bucket(Path("gs://runs/one")), bucket(Path("runs/one"))
+    ('gs://runs/one', None)
+    """
+    found = re.match(r"([a-z][a-z0-9]+):/(.+)", str(path))
+    return f"{found[1]}://{found[2]}" if found else None
+
+
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
     """Holds an output directory (made if missing) for this process; let go even by kill -9.
@@ -66,9 +76,9 @@ def exclusive(directory: Path) -> Iterator[None]:
     ValueError: expected ... to be free, got a directory in use by another run (process ...); ...
     """
     directory = Path(directory)
-    if bucket := re.match(r"([a-z][a-z0-9]+):/(.+)", str(directory)):
+    if address := bucket(directory):
         raise ValueError(
-            f"--out: expected a directory, got the bucket {bucket[1]}://{bucket[2]}; give a local "
+            f"--out: expected a directory, got the bucket {address}; give a local "
             "one, which experiments/pods/ copies to the bucket, or one where gcsfuse mounts it"
         )
     directory.mkdir(parents=True, exist_ok=True)
