@@ -90,7 +90,12 @@ def test_what_was_lost_is_carried_from_process_to_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = train(tmp_path, 3)["lost"]  # of which two steps are kept
+    third = lines(tmp_path)[2]["seconds"] - lines(tmp_path)[1]["seconds"]
     after = train(tmp_path, 5)
+    assert before["failures"] == 0 < 0.9 * third <= after["lost"]["failures"]
+    told = [line["seconds_lost_to_failures"] for line in lines(tmp_path)]
+    assert told == [0, 0, pytest.approx(after["lost"]["failures"]), 0, 0]
+    assert after["seconds"] >= lines(tmp_path)[-1]["seconds"] > third + after["lost"]["data"]
     assert after["lost"]["data"] >= 5 * SLOW
     assert after["lost"]["compilation"] > before["compilation"]
     assert after["seconds"] > sum(after["lost"].values())

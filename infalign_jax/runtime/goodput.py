@@ -1,4 +1,5 @@
-"""Where a training loop's seconds go: to its steps, or lost to data, checkpoints and compilation.
+"""Where a training loop's seconds go: to its steps, or lost to data, checkpoints, compilation and
+to steps that a failure made it take again.
 
 All of it is read off the host's clock: nothing is asked of a device.
 """
@@ -16,7 +17,7 @@ from jax.profiler import TraceAnnotation
 
 from infalign_jax.runtime import chips, measure
 
-CAUSES = ("data", "checkpoints", "compilation")
+CAUSES = ("data", "checkpoints", "compilation", "failures")
 OF_A_STEP = (  # what metrics.jsonl says beside a step's own metrics
     "tokens_per_second_per_chip",
     "utilisation",
@@ -99,6 +100,11 @@ class Account:
             yield
         self.lost[cause] += time.monotonic() - began
 
+    def again(self, seconds: float) -> None:
+        """Counts steps that an earlier process took after the state from which this one goes on."""
+        self.seconds += seconds
+        self.lost["failures"] += seconds
+
     @property
     def taken(self) -> float:
         """Seconds of this process and the earlier ones."""
@@ -121,8 +127,8 @@ class Account:
         """What metrics.jsonl says of the step that has just ended, by the names of OF_A_STEP.
 
         Speed is that of the last steps together, WINDOW at most, as the host learns of their ends
-        late and unevenly; of what is lost it leaves out what a device surely waits for: checkpoints
-        and compilation. Model FLOPs are held against the chip's published bfloat16 peak.
+        late and unevenly; of what is lost it leaves out what a device surely waits for: all but
+        data. Model FLOPs are held against the chip's published bfloat16 peak.
         """
         lost = self._lost()
         self.ends.append(self._worked(lost))
@@ -138,7 +144,7 @@ class Account:
         return found
 
     def _worked(self, lost: dict[str, float]) -> float:
-        return self.taken - lost["checkpoints"] - lost["compilation"]
+        return self.taken - sum(lost[cause] for cause in CAUSES if cause != "data")
 
     def _lost(self) -> dict[str, float]:
         return self.lost | {"compilation": self.before + compilation_seconds()}

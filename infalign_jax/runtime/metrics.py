@@ -35,7 +35,8 @@ class MetricsLog:
     >>> log = MetricsLog(Path(tempfile.mkdtemp()) / "metrics.jsonl")
     >>> for step in (1, 2, 3):
     ...     log.append("align", step, policy="log", loss=0.5 / step)
-    >>> log.rewind("align", "log", 2)
+    >>> log.rewind("align", "log", 2)["step"]
+    3
     >>> log.path.read_text()
     '{"stage": "align", "policy": "log", "step": 1, "loss": 0.5}\\n'
     """
@@ -64,22 +65,26 @@ class MetricsLog:
                 file.truncate(size)
                 raise
 
-    def rewind(self, stage: str, policy: str | None, step: int) -> None:
+    def rewind(self, stage: str, policy: str | None, step: int) -> dict[str, Any]:
         """Drops the stage's lines (the policy's, if any) from `step` on, which come again.
 
-        The file is replaced as a whole.
+        Returns the last of them, empty where there is none. The file is replaced as a whole.
         """
+        kept: list[bytes] = []
+        last: dict[str, Any] = {}
         if not self.path.exists():
-            return
-        kept = []
+            return last
         for line in self.path.read_bytes().splitlines(keepends=True):
             if not line.endswith(b"\n"):
                 continue
             record = json.loads(line)
             same = (record["stage"], record.get("policy")) == (stage, policy)
-            if not (same and record["step"] >= step):
+            if same and record["step"] >= step:
+                last = record
+            else:
                 kept.append(line)
         write_bytes(self.path, b"".join(kept))
+        return last
 
 
 def _plain(number: Any) -> Any:

@@ -211,7 +211,8 @@ def fit(
     """
     start, state, spent = _resumed(run, stage, digest, state, batches)
     account = goodput.Account(run.mesh.devices.ravel().tolist(), tokens, flops, *spent)
-    hosts.shared(lambda: run.log.rewind(stage, policy, start + 1))
+    undone = hosts.shared(lambda: run.log.rewind(stage, policy, start + 1))
+    account.again(max(0.0, undone.get("seconds", 0.0) - spent[0]))
     pending: tuple[int, Metrics] | None = None
     with _under_way(run, stage, digest, policy, steps, start, account) as own:
         for step in range(start, steps):
