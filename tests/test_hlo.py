@@ -224,6 +224,29 @@ def test_collectives_of_shards_are_told_apart_by_what_they_are_for() -> None:
     assert found.collectives == (Collective("all-gather", ("data",), 4.0, 4 * 32.0),)
 
 
+def test_what_a_part_of_a_fusion_hands_on_is_read_beyond_it() -> None:
+    """A TPU's fusion of a product takes its weights through a part that only views them."""
+    parts = """
+%view (v: f32[8,4]) -> f32[8,4] {
+  %v = f32[8,4]{1,0} parameter(0)
+  ROOT %b = f32[8,4]{1,0} bitcast(%v)
+}
+%product (x: f32[2,4], w: f32[8,4]) -> f32[2,8] {
+  %x = f32[2,4]{1,0} parameter(0)
+  %w = f32[8,4]{1,0} parameter(1)
+  %f = f32[8,4]{1,0} fusion(%w), kind=kLoop, calls=%view
+  ROOT %p = f32[2,8]{1,0} convolution(%x, %f), dim_labels=bf_oi->bf
+}
+"""
+    module = entry(
+        "%a = f32[2,4]{1,0} parameter(0)",
+        "%c = f32[8,4]{1,0} parameter(1)",
+        "ROOT %r = f32[2,8]{1,0} fusion(%a, %c), kind=kOutput, calls=%product",
+        before=parts,
+    )
+    assert accounts.account(module, {"data": 1}).bytes == 4 * (2 * 4 + 8 * 4 + 2 * 8)
+
+
 def test_a_fused_reduce_scatter_is_no_all_reduce() -> None:
     """As a TPU has it: an all-reduce, of which each device keeps its part."""
     fused = (

@@ -9,8 +9,8 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from math import prod
 from typing import NamedTuple
 
@@ -231,18 +231,24 @@ def _moved_by_fusion(each: Instruction, computation: Computation, module: Module
     return total
 
 
-def _taken(value: Instruction, body: Computation, module: Module) -> float:
-    """Bytes of an operand that its users within a fusion read."""
+def _taken(
+    value: Instruction, body: Computation, module: Module,
+    handed_on: Callable[[], float] | None = None,
+) -> float:  # fmt: skip
+    """Bytes of an operand that its users within a fusion read; of a part's result those beyond."""
+    if value.root:
+        return handed_on() if handed_on else float(_size(value.arrays))
     total = 0.0
     for user in (each for each in body.values() if value.name in each.operands):
         if user.opcode == "bitcast":
-            total += _taken(user, body, module)
+            total += _taken(user, body, module, handed_on)
         elif user.opcode == "fusion":
             nested = module.computations[user.computations()[0]]
             number = str(user.operands.index(value.name))
             inside = (each for each in nested.values() if each.opcode == "parameter")
             inner = next(each for each in inside if each.operands == (number,))
-            total += _taken(inner, nested, module)
+            beyond = partial(_taken, user, body, module, handed_on)
+            total += _taken(inner, nested, module, beyond)
         elif user.opcode in SLICES and user.operands[0] == value.name:
             total += _size(user.arrays)
         elif user.opcode != "dynamic-update-slice" or user.operands[0] != value.name:
