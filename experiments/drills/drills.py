@@ -18,6 +18,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
@@ -131,9 +132,12 @@ def disk_of_one(found: Base, _: int) -> Iterator[Row]:
     for full, first, what in ((1, FULL, "disk"), (0, FULL, "disk"), (0, NO_LOG, "log's disk")):
         out = found.fresh("disk_of_one")
         firsts = [first if host == full else "" for host in range(2)]
-        ends = [trial.ended(p) for p in trial.start(out, hosts=2, first=firsts)]
+        both = trial.start(out, hosts=2, first=firsts)
+        with ThreadPoolExecutor() as pool:  # so that both are waited for from now on
+            ends = list(pool.map(trial.ended, both))
         codes = ", ".join(str(end.code) for end in ends)
-        happened = f"{ends[full].last}; the other after {ends[1 - full].seconds:.0f} s more: "
+        apart = ends[1 - full].seconds - ends[full].seconds
+        happened = f"{ends[full].last}; the other {apart:+.1f} s: "
         yield again(
             f"full {what} on host {full} of two", out, found,
             happened + ends[1 - full].last, codes, 2,
