@@ -92,6 +92,12 @@ def _check_memory(experiment: Experiment, mesh: Mesh, until: int) -> None:
         "calibrate.chunk": (e.calibrate.chunk, e.calibrate.responses, law, False),
         "align.batch_size": (e.align.batch_size, e.align.responses, fresh, True),
     }
+    if e.foresight.steps:
+        own = e.foresight
+        batches["foresight.batch_size"] = (own.batch_size, own.responses, None, True)
+    for field in ("responses", "reference_responses"):
+        count = getattr(e.evaluate, field)
+        batches[f"evaluate.{field}"] = (evaluate.at_once(e, mesh, count), count, law, False)
     for name, (prompts, responses, drawn, learns) in batches.items():
         if STAGES.index(name.split(".")[0]) <= until:
             shape = Shape(prompts, e.prompt_length, responses, law.length)

@@ -68,6 +68,10 @@ def check_answer(capsys: pytest.CaptureFixture[str], pattern: str) -> None:
         ("model.mlp_width=99999999999", r"sft.batch_size: expected at most \d+ GiB .* lower it,"),
         ("calibrate.chunk=99999999", r"calibrate.chunk: expected at most \d+ GiB on a device"),
         ("align.responses=99999999", r"align.batch_size: expected at most \d+ GiB on a device"),
+        (
+            "evaluate.reference_responses=99999999",
+            r"evaluate.reference_responses: expected at most \d+ GiB on a device",
+        ),
         ("mesh.data=3", r"mesh: expected a product of 1 \(the devices\), got data=3; use data=1"),
         ("data=HHConfig", "data.judge_fraction: expected above 0, got 0.0"),
     ],

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from infalign_jax import (
     calibration,
@@ -16,6 +17,7 @@ from infalign_jax import (
     synthetic,
 )
 from infalign_jax.batches import Prompts, Responses
+from infalign_jax.experiment import Experiment
 from infalign_jax.runtime import digests
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.stages.language import Model
@@ -54,6 +56,17 @@ class Judges(NamedTuple):
     sft: Model
 
 
+def at_once(experiment: Experiment, mesh: Mesh, count: int) -> int:
+    """Prompts whose `count` responses each are drawn side by side: few where these are many.
+
+    >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
+    >>> at_once(Experiment("quick"), mesh, 8), at_once(Experiment("quick"), mesh, 512)
+    (32, 8)
+    """
+    size, parts = min(experiment.evaluate.chunk, max(1, 4096 // count)), meshes.batch_parts(mesh)
+    return -(-size // parts) * parts
+
+
 def samples(
     run: Run, text: Text, prompts: tuple[list[str], Prompts], policy: Model, judges: Judges,
     count: int, draw: int, label: str,
@@ -63,7 +76,7 @@ def samples(
     >>> samples.__name__
     'samples'
     """
-    options, length = run.experiment.evaluate, run.experiment.sampling.length
+    length = run.experiment.sampling.length
     texts, encoded = prompts
     n = len(texts)
     digest = digests.digest(
@@ -88,9 +101,8 @@ def samples(
     known = isinstance(run.experiment.data, SyntheticConfig)
 
     def make() -> tuple[Any, dict[str, Any]]:
-        size = min(options.chunk, max(1, 4096 // count))
-        parts = meshes.batch_parts(run.mesh)
-        responses, tree = in_chunks(run, label, encoded, -(-size // parts) * parts, chunk)
+        size = at_once(run.experiment, mesh, count)
+        responses, tree = in_chunks(run, label, encoded, size, chunk)
         check_finite(tree["train"], label)
         tree |= {"tokens": responses.tokens, "mask": responses.mask}
         if known:
