@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,10 @@ def main() -> None:
     stored = {name: stored[name] for name in chosen.sizes}
     tokens = experiment.prompt_length, experiment.sampling.length
     each = experiment.align.responses
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "libtpu"))
     about = (
         f"{experiment.name}, {chosen.prompts} prompts a chip, {each} responses each, prompts of "
-        f"{tokens[0]} tokens and responses of {tokens[1]}; compiled, not run."
+        f"{tokens[0]} tokens and responses of {tokens[1]}; compiled ({versions}), not run."
     )
     page = chosen.out / "weak_scaling.md"
     files.write_text(page, with_reading(page, markdown(stored, about)))
