@@ -221,7 +221,7 @@ def _bench(options: argparse.Namespace) -> None:
     usual = SIZES[options.preset].shape
     given = {name: getattr(options, name) for name in usual._fields}
     shape = usual._replace(**{name: n for name, n in given.items() if n is not None})
-    sizes = mesh_sizes.parse(options.mesh or "data=0")
+    sizes = mesh_sizes.parse(options.mesh) if options.mesh else bench.USUAL
     model = bench.fitted(options.preset, options.compute, shape, sizes)
     result = bench.run(model, shape, options.rounds, sizes)
     printing.deliver(result, bench_text.text(result, earlier), options.json)

@@ -104,7 +104,7 @@ def _check_memory(experiment: Experiment, mesh: Mesh, until: int) -> None:
             model = e.scorer if name.startswith("reward") else e.model
             programs.check_memory(
                 name, model, shape, mesh, law=drawn, learns=learns,
-                advice="lower it, the responses to each prompt, sampling.length or model.*",
+                advice="lower it, the prompts or responses at once, sampling.length or model.*",
             )  # fmt: skip
 
 

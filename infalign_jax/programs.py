@@ -107,19 +107,18 @@ def make_sample(
     batch, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
     alone = mesh.shape["tensor"] == 1
 
-    def sample(params: Params, prompts: Prompts, key: Array) -> Rollouts:
-        any_shard = (lambda flags: flags) if alone else shards.anywhere
-        return sampling.sample(config, law, params, prompts, key, responses, any_shard)
+    def own(params: Params, prompts: Prompts, key: Array) -> Rollouts:
+        others = {} if alone else {"any_shard": shards.anywhere}
+        return sampling.sample(config, law, params, prompts, key, responses, **others)
 
-    def divided(params: Params, prompts: Prompts, key: Array) -> Rollouts:
+    def sample(params: Params, prompts: Prompts, key: Array) -> Rollouts:
         operands = PartitionSpec(), batch.spec, PartitionSpec()
         axes = meshes.AXES if alone else meshes.BATCH
-        return shards.by_shards(sample, operands, batch.spec, axes)(params, prompts, key)
+        return shards.by_shards(own, operands, batch.spec, axes)(params, prompts, key)
 
     layout = meshes.shardings(mesh, boxed_params(config))
-    divided.__name__ = sample.__name__
     return jax.jit(
-        shards.within(mesh, divided), in_shardings=(layout, batch, whole), out_shardings=batch
+        shards.within(mesh, sample), in_shardings=(layout, batch, whole), out_shardings=batch
     )
 
 

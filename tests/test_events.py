@@ -1,5 +1,6 @@
 """What TensorBoard is told: every number at its step, and which steps come again."""
 
+import resource
 from pathlib import Path
 
 import events
@@ -38,3 +39,20 @@ def test_what_was_written_before_an_error_is_kept(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError):
         broken()
     assert events.numbers(tmp_path) == {("loss", 1): 2.0}
+
+
+def write_many(directory: Path, steps: int) -> None:
+    with scalars(directory, first=1) as write:
+        for step in range(steps):
+            write(step, {"loss": 1.0})
+
+
+def test_a_full_disk_is_told_while_writing(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_many(tmp_path, 2_000)
+        write_many(tmp_path / "end", 60)  # which stand in the file's buffer until its end
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -48,12 +48,12 @@ class SlowBatches:
         self.inner.set_state(state)
 
 
-def train(out: Path, steps: int) -> dict[str, Any]:
+def train(out: Path, steps: int, digest: str = "ab12") -> dict[str, Any]:
     mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
     state = training.initial_state(mesh, PARAMS, PARAMS, optax.sgd(0.1))
     update = training.make_update(loss, optax.sgd(0.1), mesh, PARAMS)
     run = Run(Experiment("quick", checkpoint_every=2), out, mesh)
-    return fit(run, "sft", "ab12", state, update, SlowBatches(), steps, 64, flops=1e6)[1]
+    return fit(run, "sft", digest, state, update, SlowBatches(), steps, 64, flops=1e6)[1]
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -99,6 +99,11 @@ def test_what_was_lost_is_carried_from_process_to_process(
     assert after["lost"]["data"] >= 5 * SLOW
     assert after["lost"]["compilation"] > before["compilation"]
     assert after["seconds"] > sum(after["lost"].values())
+
+
+def test_another_configurations_steps_were_no_failure(tmp_path: Path) -> None:
+    train(tmp_path, 3)
+    assert train(tmp_path, 3, digest="cd34")["lost"]["failures"] == 0
 
 
 def test_a_step_is_waited_for_only_where_it_compiles(

@@ -2,8 +2,8 @@
 
 As JSON, with `--json`:
 
-- `device`, `devices`, `versions`, `model`, `parameters`, `shape` (prompts, prompt,
-  responses, response), `rounds`;
+- `device`, `devices`, `mesh` (sizes by axis), `versions`, `model`, `parameters`, `shape` (prompts,
+  prompt, responses, response), `rounds`;
 - `ceilings`: bytes a second of a copy, and FLOP/s of products of the model's shapes in float32 and
   bfloat16, at the rows of training and, on CPU, at those of prefill and of decoding (of few rows an
   accelerator's products are bound by memory and by launches); all devices together;
@@ -66,7 +66,7 @@ def fitted(
     at_once = 2**27 if device.platform == "gpu" else model.logits_at_once
     model = replace(model, compute=kind, attention=kernel, logits_at_once=at_once)
     shape = shape or SIZES[preset].shape
-    sizes = sizes.over(_machines(devices))
+    sizes = MeshConfig(1, 1, 1, 1) if cpu else sizes.over(len(devices))  # of memory
     own = shape._replace(prompts=-(-shape.prompts // sizes.parts))
     model = replace(model, rematerialise=_kept(model, own, sizes, measure.memory_limit(device)))
     whole = cpu or (device.platform == "gpu" and model.rematerialise == "nothing")

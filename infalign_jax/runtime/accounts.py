@@ -118,7 +118,7 @@ def _pieces(each: Instruction, name: str, callers: Mapping[str, str]) -> str:
     """What the pieces of one collective have in common, which XLA spreads over several fusions.
 
     It is the computation that they serve, the channel, and what it was written for: all of
-    `shard_map` have channel 1.
+    `shard_map` have channel 1, so two of one line that XLA both spreads there would count as one.
     """
     while name in callers:
         name = callers[name]

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-PATIENCE = 3600  # seconds; a host that is lost is missed by its heartbeat, long before
+PATIENCE = 7 * 24 * 3600  # seconds; a host that is lost is missed by its heartbeat, long before
 
 _NUMBERS = itertools.count()  # of a process's meetings: every host opens the same ones, in turn
 
@@ -30,22 +30,25 @@ class Meeting:
 
     number: int = field(default_factory=_NUMBERS.__next__)
     places: Iterator[int] = field(default_factory=itertools.count)
+    over: bool = False  # since one met an error, and all have heard
 
     def meet(self, error: BaseException | None = None) -> None:
         """Waits until all hosts have come, one perhaps with an error that ends its work.
 
-        Raises Elsewhere on those that come without one where another has one.
+        Raises Elsewhere on those that come without one where another has one. Then it is over.
         """
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or self.over:
             return
         from jax._src import distributed  # JAX shows no other way, Orbax takes the same
 
         client: Any = distributed.global_state.client
         place = f"infalign/{self.number}/{next(self.places)}"
         if error is not None:
-            client.key_value_set(f"{place}/{jax.process_index()}", str(error))
+            client.key_value_set(f"{place}/{jax.process_index()}", _told(error))
         client.wait_at_barrier(place, PATIENCE * 1000)
-        if error is None and (told := client.key_value_dir_get(f"{place}/")):
+        told = client.key_value_dir_get(f"{place}/")
+        self.over = bool(told)
+        if told and error is None:
             where, what = min(told)
             raise Elsewhere(f"host {where.rsplit('/', 1)[1]}: {what}")
 
@@ -59,9 +62,15 @@ class Meeting:
         """
         try:
             work()
-        except Elsewhere:  # heard at a meeting: all are there already
-            raise
         except BaseException as error:
-            self.meet(error)
-            raise
+            try:
+                self.meet(error)
+            finally:
+                raise error
         self.meet()
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {error}"

@@ -90,7 +90,7 @@ def by_shards(
         kept = (tuple(axis for axis in entry if axis in free) for entry in entries)
         return PartitionSpec(*(entry or None for entry in kept))
 
-    inner, outer = jax.tree.map(own, (operands, result), is_leaf=_is_spec)
+    inner, outer = jax.tree.map(own, (operands, result))
     divided: Callable[..., Result] = jax.shard_map(
         function, in_specs=inner, out_specs=outer, axis_names=set(free), check_vma=False
     )
@@ -113,7 +113,3 @@ def _to_divide(axes: tuple[str, ...]) -> tuple[str, ...]:
     mesh = jax.sharding.get_abstract_mesh()
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     return tuple(axis for axis in axes if kinds.get(axis) == AxisType.Auto)
-
-
-def _is_spec(x: Any) -> bool:
-    return isinstance(x, PartitionSpec)

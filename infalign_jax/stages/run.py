@@ -141,7 +141,7 @@ class _Fit(NamedTuple):
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         measured = {"seconds": round(self.account.taken, 3)} | self.account.step()
         if hosts.first():
-            self._write(step, measured, numbers)
+            self._log(step, measured, numbers)
         if not all(map(math.isfinite, numbers.values())):
             bad = next(name for name, value in numbers.items() if not math.isfinite(value))
             good, where = self.saver.newest(), self.saver.directory
@@ -153,9 +153,10 @@ class _Fit(NamedTuple):
         shown = [n for n in ("loss", "accuracy", "kl", "final_error", "quantile") if n in numbers]
         self.advance(step, **{name: numbers[name] for name in shown[:3]})
 
-    def _write(self, step: int, measured: dict[str, float], numbers: dict[str, float]) -> None:
+    def _log(self, step: int, measured: dict[str, float], numbers: dict[str, float]) -> None:
+        told = measured | numbers | {"digest": self.saver.digest}
         try:
-            self.run.log.append(self.stage, step, policy=self.policy, **measured, **numbers)
+            self.run.log.append(self.stage, step, policy=self.policy, **told)
             self.write(step, numbers)
         except OSError as error:
             if jax.process_count() == 1:
@@ -163,7 +164,7 @@ class _Fit(NamedTuple):
             self.unheard.append(error)
 
     def tell(self) -> None:
-        """Raises on every host what the first met when it logged: where all hosts come."""
+        """Raises on every host what the first met when it logged, at the next checkpoint."""
 
         def met() -> None:
             for error in self.unheard:
@@ -212,7 +213,8 @@ def fit(
     start, state, spent = _resumed(run, stage, digest, state, batches)
     account = goodput.Account(run.mesh.devices.ravel().tolist(), tokens, flops, *spent)
     undone = hosts.shared(lambda: run.log.rewind(stage, policy, start + 1))
-    account.again(max(0.0, undone.get("seconds", 0.0) - spent[0]))
+    if undone.get("digest") == digest:  # this very run, not what it takes the place of
+        account.again(max(0.0, undone["seconds"] - spent[0]))
     pending: tuple[int, Metrics] | None = None
     with _under_way(run, stage, digest, policy, steps, start, account) as own:
         for step in range(start, steps):
