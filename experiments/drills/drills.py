@@ -50,7 +50,8 @@ def kill_hosts(found: Base, kills: int) -> Iterator[Row]:
         survivor = trial.ended(both[1 - lost])
         trial.ended(both[lost])
         number += 1
-        step, good = trial.last_step(out), trial.newest(out)
+        step = trial.last_step(out)
+        good = trial.newest(out) if survivor.code else step  # else it had come to its end
         yield Row(
             f"kill -9 of host {lost} at step {step}", f"{survivor.seconds:.0f} s: {survivor.last}",
             str(survivor.code), str(max(0, step - good)), "see its end",
