@@ -1,6 +1,7 @@
 """Experiments of pod size fit their machines; what is called a phase that no longer scales."""
 
 import importlib
+import json
 import sys
 from typing import Any
 
@@ -119,3 +120,15 @@ def test_the_mesh_of_every_slice_can_be_laid_on_it(kind: str) -> None:
 def test_axes_may_share_an_axis_of_the_torus() -> None:
     made = meshes.make(MeshConfig(fsdp=32, tensor=8), topology.described("v6e-256").devices)
     assert made.shape["tensor"] == 8
+
+
+def test_stored_plans_read_every_weight_for_every_token() -> None:
+    """What a sampler moves was counted wrongly before: by this it shows."""
+    compiled = [plan for plan in plans.PLANS if not plan.topology.startswith("h100")]
+    assert len(compiled) == 3
+    for plan in compiled:
+        found = json.loads(plan.stored.read_text())
+        tokens = config.load(ROOT / f"experiments/pods/{plan.experiment}.py").sampling.length
+        weights = 2 * found["parameters"] / found["mesh"]["tensor"] * tokens
+        for name in ("sampler", "reference sampler"):
+            assert 0.9 * weights < found["phases"][name]["bytes"] < 3 * weights, (plan, name)

@@ -2,7 +2,7 @@
 
 Command:   infalign run experiments/pods/hh_1b.py --mesh v5e-64 --set data.directory=PATH \
                --set tokenizer.file=SENTENCEPIECE_MODEL
-Cost:      24 chip-hours at the very least
+Cost:      44 chip-hours at the very least
 Expected:  planned, not run: experiments/results/plans/README.md
 """
 

@@ -2,7 +2,7 @@
 
 Command:   infalign run experiments/pods/hh_8b.py --mesh v5p-128 --set data.directory=PATH \
                --set tokenizer.file=SENTENCEPIECE_MODEL
-Cost:      36 chip-hours at the very least
+Cost:      90 chip-hours at the very least
 Expected:  planned, not run: experiments/results/plans/README.md
 """
 
