@@ -2,22 +2,15 @@
 
 import argparse
 import doctest
-import importlib
 import json
 import shlex
 import shutil
 import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from sources import ROOT
-
-sys.path.insert(0, str(ROOT / "experiments" / "pods"))
-launch, tpu_vm, gke_xpk, slurm = map(
-    importlib.import_module, ("launch", "tpu_vm", "gke_xpk", "slurm")
-)
+from launchers import COMMON, FURTHER, OWN, launch, printed
 
 DOCUMENTED = {  # command -> its page, and the options of it that are used
     "gcloud compute tpus queued-resources create": (
@@ -49,23 +42,6 @@ DOCUMENTED = {  # command -> its page, and the options of it that are used
         | {"output", "partition", "account", "time"},
     ),
 }
-COMMON = ["experiments/quickstart.py", "--name", "quick", "--repository", "https://h/a.git"]
-COMMON += ["--revision", "v1", "--dry-run"]
-CLOUD = ["--accelerator", "v5litepod-16", "--zone", "us-west4-a", "--out", "gs://b/my runs"]
-OWN: dict[str, tuple[ModuleType, list[str]]] = {
-    "tpu": (tpu_vm, [*CLOUD, "--project", "p", "--spot"]),
-    "gke": (gke_xpk, [*CLOUD, "--cluster", "c"]),
-    "slurm": (slurm, ["--nodes", "2", "--gpus-per-node", "8", "--out", "gs://b/my runs"]),
-}
-FURTHER = ["--", "--set", "policies.0.transformation=exponential(10)", "--seed", "1"]
-
-
-def printed(capsys: pytest.CaptureFixture[str], which: str, *more: str) -> list[list[str]]:
-    """The commands of a dry run, as a shell would take them apart."""
-    module, own = OWN[which]
-    assert module.main([*COMMON, *own, *more, *FURTHER]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    return [shlex.split(line) for line in lines if not line.startswith("#")]
 
 
 def known(command: list[str]) -> tuple[str, set[str]]:
@@ -78,8 +54,9 @@ def known(command: list[str]) -> tuple[str, set[str]]:
 @pytest.mark.parametrize(
     ("which", "more"),
     [
-        ("tpu", []),
-        ("gke", []),
+        ("tpu", ["--spot"]),
+        ("tpu", ["--reserved"]),
+        ("gke", ["--project", "p"]),
         ("slurm", ["--partition", "a", "--account", "b", "--time", "1:00:00"]),
     ],
 )
@@ -124,6 +101,54 @@ def test_hosts_install_the_revision_and_run_the_experiment(
     ]
 
 
+SAID = [  # options, and the words for the tool that they, and what is not asked for, come to
+    (
+        "tpu",
+        ["--spot"],
+        "--zone=us-west4-a --project=p --node-id=quick --spot --force --quiet "
+        "--accelerator-type=v5litepod-16 --worker=all "
+        "--runtime-version=v2-alpha-tpuv5-lite --format=value(state.state) "
+        "--scopes=https://www.googleapis.com/auth/cloud-platform",
+    ),
+    ("tpu", ["--reserved", "--runtime-version", "v"], "--reserved --runtime-version=v"),
+    ("tpu", ["--accelerator", "v4-8"], "--runtime-version=tpu-ubuntu2204-base"),
+    ("tpu", ["--accelerator", "v5p-8"], "--runtime-version=v2-alpha-tpuv5"),
+    ("tpu", ["--accelerator", "v6e-8"], "--runtime-version=v2-alpha-tpuv6e"),
+    (
+        "gke",
+        ["--project", "p", "--slices", "3", "--image", "i"],
+        "--cluster=c --tpu-type=v5litepod-16 --num-slices=3 --docker-image=i --zone=us-west4-a "
+        "--project=p --termination-grace-period-seconds=120",
+    ),
+    (
+        "slurm",
+        ["--partition", "a", "--account", "b", "--time", "1:00:00", "--sbatch=--qos=high"],
+        "--partition=a --account=b --time=1:00:00 --qos=high --nodes=2 --ntasks-per-node=8 "
+        "--gpus-per-node=8 --open-mode=append --signal=TERM@120",
+    ),
+]
+
+
+@pytest.mark.parametrize(("which", "more", "words"), SAID)
+def test_the_options_reach_the_tool(
+    capsys: pytest.CaptureFixture[str], which: str, more: list[str], words: str
+) -> None:
+    said = {word for command in printed(capsys, which, *more) for word in command}
+    assert set(words.split()) - said == set()
+
+
+def test_a_tpu_that_is_to_be_kept_is_not_deleted(capsys: pytest.CaptureFixture[str]) -> None:
+    *others, last = printed(capsys, "tpu")
+    assert "delete" in last
+    assert printed(capsys, "tpu", "--keep") == others
+
+
+def test_relative_paths_under_slurm_begin_here(capsys: pytest.CaptureFixture[str]) -> None:
+    submit = printed(capsys, "slurm", "--directory", "d", "--out", "o")[1]
+    assert f"--output={Path.cwd()}/d/%j.log" in submit
+    assert submit[submit.index("quick") + 1] == str(Path.cwd() / "o")
+
+
 def test_a_name_with_spaces_is_quoted(capsys: pytest.CaptureFixture[str]) -> None:
     install, submit = printed(capsys, "slurm", "--name", "it's a run")
     assert "--job-name=it's a run" in submit
@@ -148,7 +173,7 @@ MISTAKES = {
         ),
         (["--out", "runs/a"], "expected --out to be a bucket or a mounted path, got runs/a"),
         (["--accelerator", "v9-8"], "got v9-8: give --runtime-version too"),
-        (["--reserved"], "argument --reserved: not allowed with argument --spot"),
+        (["--spot", "--reserved"], "argument --reserved: not allowed with argument --spot"),
         (["--max-restarts", "-1"], "expected --max-restarts from 0 on, got -1"),
         (["--zne", "x"], "unrecognized arguments: --zne x"),
     ],
@@ -161,6 +186,7 @@ MISTAKES = {
         (["--gpus-per-node", "0"], "expected --gpus-per-node from 1 on, got 0"),
         (["--name", "a/b"], "expected --name without / and line breaks, got 'a/b'"),
         (["--", "--out", "x"], "expected --out before --, got it after"),
+        (["--", "--out=x"], "expected --out before --, got it after"),
     ],
 }
 
@@ -201,6 +227,8 @@ def test_the_default_is_what_origin_has_of_this_clone(tmp_path: Path) -> None:
     git(clone, "commit", "--quiet", "-m", "one")
     with pytest.raises(ValueError, match=r"expected a commit that origin has, got .*: push it"):
         launch.job(options, (), clone)
+    elsewhere = argparse.Namespace(**vars(options) | {"repository": "https://h/a.git"})
+    assert launch.job(elsewhere, (), clone).repository == "https://h/a.git"
     git(clone, "push", "--quiet", "origin", "HEAD")
     found = launch.job(options, (), clone)
     assert (found.experiment, found.out) == ("e.py", "gs://b/a")
@@ -221,6 +249,14 @@ def test_a_program_that_is_missing_gets_one_line(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_ctrl_c_gets_one_line_and_code_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(_: Sequence[str]) -> int:
+        raise KeyboardInterrupt
+
+    assert launch.answer(stopped, []) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_the_examples_of_what_is_shared() -> None:
     found = doctest.testmod(launch)
     assert (found.failed, found.attempted > 5) == (0, True)
@@ -229,7 +265,7 @@ def test_the_examples_of_what_is_shared() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
 def test_gcloud_takes_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    asked = [shlex.join(command) for command in printed(capsys, "tpu")]
+    asked = [shlex.join(command) for command in printed(capsys, "tpu", "--spot")]
     lint = ["gcloud", "meta", "lint-gcloud-commands", "--command-string"]
     for text in dict.fromkeys(asked):
         done = subprocess.run([*lint, text], capture_output=True, text=True, check=True)

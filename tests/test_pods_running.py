@@ -2,11 +2,12 @@
 
 import importlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,24 +19,37 @@ launch, tpu_vm = map(importlib.import_module, ("launch", "tpu_vm"))
 THOSE = tpu_vm.Commands(("state",), ("create",), ("delete",), ("run",))
 
 # A bucket is a folder; hidden files are left out as the pattern that is handed over says.
+# It cannot be copied from where FAILS, a pattern, says so.
 GCLOUD = r"""#!/bin/sh
 echo "gcloud $*" >> "$LOG"
 test "$2" = cp && { mkdir -p "$BUCKET"; cat > "$BUCKET/launched.txt"; exit; }
+case $5 in $FAILS) exit 8 ;; esac
 from=$5 to=$(realpath -m "$6")
 case $from in gs:*) from=$BUCKET ;; *) to=$BUCKET ;; esac
 test "$4" = '--exclude=(^|.*/)\..*' || exit 9
 cd "$from" && find . -type f -not -path '*/.*' -exec cp --parents {} "$to" ';'
 """
 INFALIGN = r"""#!/bin/bash
-echo "infalign $*" >> "$LOG"
+echo "infalign $# $*" >> "$LOG"  # the number shows that spaces are kept
 out=$4
 echo "$(cat "$out/steps" 2> /dev/null)x" > "$out/steps"
 touch "$out/.lock"
-trap 'exit 143' TERM
-test "$CODE" = wait && { touch "$out/ready"; while :; do sleep 0.02; done; }
+trap 'sleep 0.1; touch "$out/kept"; exit 75' TERM
+test "$CODE" = wait && { touch "$out/ready"; for _ in {1..2000}; do sleep 0.02; done; }
 exit "$CODE"
 """
+# Ten minutes, which a host sleeps between two copies, are over at once.
+SLEEP = """#!/bin/sh
+test "$1" = 600 && set 0.05
+exec /bin/sleep "$1"
+"""
 NOTED = '#!/bin/sh\necho "NAME $*" >> "$LOG"\n'
+
+
+def program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
 
 
 @pytest.fixture
@@ -48,9 +62,7 @@ def host(tmp_path: Path) -> dict[str, str]:
         "it/.venv/bin/infalign": INFALIGN,
     }
     for name, text in programs.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
+        program(tmp_path / name, text)
     (tmp_path / "it/experiments/pods").mkdir(parents=True)
     for script in ("on_host.sh", "in_slurm.sh"):
         (tmp_path / "it/experiments/pods" / script).write_bytes((PODS / script).read_bytes())
@@ -59,13 +71,13 @@ def host(tmp_path: Path) -> dict[str, str]:
 
 
 def command(tmp_path: Path, out: str) -> list[str]:
-    job = launch.Job("e.py", "a run", out, "", "", ("--seed", "1"), 1)
+    job = launch.Job("e.py", "a run", out, "", "", ("--set", "a=b c"), 1)
     return list(launch.running(job, str(tmp_path / "it")))
 
 
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists():
+def wait_for(there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not there():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -85,7 +97,7 @@ def test_a_host_runs_and_copies_and_says_how_it_ended(
     first, restored, ran, kept = log(tmp_path)
     assert first == "gcloud storage cp - gs://b/x/launched.txt"
     assert restored.endswith(" gs://b/x runs/a run")
-    assert ran == "infalign run e.py --out runs/a run --seed 1"
+    assert ran == "infalign 6 run e.py --out runs/a run --set a=b c"
     assert kept.endswith(" runs/a run gs://b/x")
     held = {path.name for path in (tmp_path / "bucket").iterdir()}
     assert held == {"launched.txt", "steps"}, "no lock"
@@ -99,37 +111,68 @@ def test_a_new_host_goes_on_from_the_bucket(host: dict[str, str], tmp_path: Path
 
 
 def test_progress_is_copied_again_and_again(host: dict[str, str], tmp_path: Path) -> None:
-    state = host | {"CODE": "wait", "COPY_EVERY": "0.05"}
-    with subprocess.Popen(command(tmp_path, "gs://b/x"), env=state) as process:
-        wait_for(tmp_path / "bucket/steps")
+    program(tmp_path / "bin/sleep", SLEEP)
+    with subprocess.Popen(command(tmp_path, "gs://b/x"), env=host | {"CODE": "wait"}) as process:
+        wait_for((tmp_path / "bucket/steps").exists)
         process.terminate()
-    assert process.returncode == 143
+    assert process.returncode == 75
+
+
+def test_a_copy_that_failed_is_tried_again(host: dict[str, str], tmp_path: Path) -> None:
+    state = host | {"CODE": "wait", "COPY_EVERY": "0.05", "FAILS": "runs/*"}
+    with subprocess.Popen(command(tmp_path, "gs://b/x"), env=state) as process:
+        wait_for(lambda: (tmp_path / "log").exists() and len(log(tmp_path)) > 5)
+        process.terminate()
+    assert process.returncode == 75
+
+
+@pytest.mark.parametrize(
+    ("fails", "code", "expected", "runs"),
+    [("runs/*", 0, 1, True), ("runs/*", 75, 75, True), ("gs:*", 0, 8, False)],
+)
+def test_a_host_that_cannot_copy_does_not_end_with_0(
+    host: dict[str, str], tmp_path: Path, fails: str, code: int, expected: int, runs: bool
+) -> None:
+    state = host | {"CODE": str(code), "FAILS": fails}
+    done = subprocess.run(command(tmp_path, "gs://b/x"), env=state, check=False)
+    assert done.returncode == expected
+    assert any(line.startswith("infalign") for line in log(tmp_path)) == runs
 
 
 def test_a_shared_directory_is_used_as_it_is(host: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     subprocess.run(command(tmp_path, str(tmp_path / "out")), env=host | {"CODE": "0"}, check=True)
-    assert log(tmp_path) == [f"infalign run e.py --out {tmp_path}/out --seed 1"]
+    assert log(tmp_path) == [f"infalign 6 run e.py --out {tmp_path}/out --set a=b c"]
 
 
 def test_sigterm_reaches_the_run_whose_progress_is_copied(
     host: dict[str, str], tmp_path: Path
 ) -> None:
     with subprocess.Popen(command(tmp_path, "gs://b/x"), env=host | {"CODE": "wait"}) as process:
-        wait_for(tmp_path / "it/runs/a run/ready")
+        wait_for((tmp_path / "it/runs/a run/ready").exists)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 143
-    assert (tmp_path / "bucket/steps").exists()
+        assert process.wait(timeout=30) == 75
+    assert (tmp_path / "bucket/kept").exists(), "what the run keeps before it ends"
 
 
 @pytest.mark.parametrize(
-    ("code", "restarted", "queued"), [(0, 0, False), (1, 0, False), (143, 0, True), (75, 3, False)]
+    ("code", "restarted", "queued"),
+    [
+        (0, None, False),
+        (1, None, False),
+        (143, None, True),
+        (143, 3, False),
+        (75, 2, True),
+        (75, 3, False),
+    ],
 )
 def test_slurm_queues_the_job_again(
-    host: dict[str, str], tmp_path: Path, code: int, restarted: int, queued: bool
+    host: dict[str, str], tmp_path: Path, code: int, restarted: int | None, queued: bool
 ) -> None:
     (tmp_path / "out").mkdir()
-    state = {"CODE": str(code), "SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": str(restarted)}
+    state = {"CODE": str(code), "SLURM_JOB_ID": "17"}
+    if restarted is not None:  # SLURM says nothing of it to a job that it starts for the first time
+        state["SLURM_RESTART_COUNT"] = str(restarted)
     script = [tmp_path / "it/experiments/pods/in_slurm.sh", "3"]
     wanted = ["bash", *script, *command(tmp_path, str(tmp_path / "out"))]
     assert subprocess.run(wanted, env=host | state, check=False).returncode == code
@@ -138,31 +181,58 @@ def test_slurm_queues_the_job_again(
     assert said[2:] == (["scontrol requeue 17"] if queued else [])
 
 
+@pytest.mark.parametrize(("there", "code"), [(True, 0), (False, 0), (True, 3)])
+def test_a_clone_is_installed_by_uv_which_is_had_first(
+    tmp_path: Path, there: bool, code: int
+) -> None:
+    few, own, clone = tmp_path / "few", tmp_path / "home/.local/bin", tmp_path / "it"
+    program(tmp_path / "uv", NOTED.replace("NAME", "uv in $PWD:") + f"exit {code}\n")
+    program(few / "curl", NOTED.replace("NAME", "curl") + f"echo \"cp '{tmp_path}/uv' '{own}'\"\n")
+    program(clone / "experiments/pods/install.sh", (PODS / "install.sh").read_text())
+    own.mkdir(parents=True)
+    for name in ("bash", "cp", "dirname", "sh"):
+        (few / name).symlink_to(str(shutil.which(name)))
+    if there:
+        (tmp_path / "uv").rename(few / "uv")
+    environment = {"PATH": str(few), "HOME": str(tmp_path / "home"), "LOG": str(tmp_path / "log")}
+    script = ["bash", str(clone / "experiments/pods/install.sh"), "tpu"]
+    assert subprocess.run(script, env=environment, cwd=tmp_path, check=False).returncode == code
+    got = [] if there else ["curl -LsSf https://astral.sh/uv/install.sh"]
+    made = f"uv in {clone}: venv --quiet --allow-existing --python 3.12 .venv"
+    filled = f"uv in {clone}: pip install --quiet --python .venv/bin/python --editable .[tpu]"
+    assert log(tmp_path) == [*got, made] + ([] if code else [filled])
+
+
 def carried_out(states: list[str], codes: list[int], keep: bool = False) -> tuple[int, list[str]]:
-    """The exit code and the commands said, of a cloud that answers so."""
+    """The exit code and what was done, of a cloud that answers so, each time that it is asked."""
     said: list[str] = []
 
     def call(those: Sequence[str]) -> int:
         said.append(those[0])
         return codes.pop(0) if those == THOSE.run else 0
 
-    shell = tpu_vm.Shell(call, lambda _: states.pop(0), lambda _: None)
-    return tpu_vm.carry_out(THOSE, 2, keep, shell), said
+    shell = tpu_vm.Shell(call, lambda _: states.pop(0), lambda seconds: said.append(f"{seconds}"))
+    code = tpu_vm.carry_out(THOSE, 2, keep, shell)
+    assert states == []
+    return code, said
 
 
 @pytest.mark.parametrize(
     ("states", "codes", "expected"),
     [
-        (["", "PROVISIONING", "ACTIVE"], [0], (0, "create run delete")),
+        (["", "PROVISIONING", "ACTIVE"], [0], (0, "create 30 30 run delete")),
         (["ACTIVE"], [0], (0, "run delete")),
-        (["SUSPENDED", "ACTIVE"], [0], (0, "delete create run delete")),
-        (["", "FAILED"], [], (1, "create")),
-        (["ACTIVE"] * 2, [143, 0], (0, "run run delete")),
-        (["ACTIVE"] * 2, [75, 0], (0, "run run delete")),
-        (["ACTIVE"] * 3, [143, 143, 143], (143, "run run run")),
+        (["SUSPENDED", "ACTIVE"], [0], (0, "delete create 30 run delete")),
+        (["", "FAILED"], [], (1, "create 30")),
+        (["", ""], [], (1, "create 30")),
+        (["ACTIVE"] * 2, [143, 0], (0, "run 30 run delete")),
+        (["ACTIVE"] * 2, [75, 0], (0, "run 30 run delete")),
+        (["ACTIVE"] * 2, [255, 0], (0, "run 30 run delete")),
+        (["ACTIVE"] * 3, [143, 143, 143], (143, "run 30 run 30 run 30")),
+        (["ACTIVE"] * 2, [1], (1, "run")),
         (["ACTIVE"] * 2, [2], (2, "run")),
         (["ACTIVE", "SUSPENDING", "SUSPENDED", "ACTIVE"], [1, 0],
-         (0, "run delete create run delete")),
+         (0, "run 30 delete create 30 run delete")),
     ],
 )  # fmt: skip
 def test_a_tpu_is_had_and_had_again(
@@ -170,6 +240,12 @@ def test_a_tpu_is_had_and_had_again(
 ) -> None:
     code, said = carried_out(states, codes)
     assert (code, " ".join(said)) == expected
+
+
+def test_a_tpu_that_is_refused_is_not_waited_for() -> None:
+    said: list[str] = []
+    shell = tpu_vm.Shell(lambda _: 1, lambda _: "", lambda seconds: said.append(f"{seconds}"))
+    assert (tpu_vm.carry_out(THOSE, 2, False, shell), said) == (1, [])
 
 
 def test_a_tpu_is_kept_where_asked() -> None:
