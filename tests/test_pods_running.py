@@ -35,7 +35,7 @@ out=$4
 echo "$(cat "$out/steps" 2> /dev/null)x" > "$out/steps"
 touch "$out/.lock"
 trap 'sleep 0.1; touch "$out/kept"; exit 75' TERM
-test "$CODE" = wait && { touch "$out/ready"; for _ in {1..2000}; do sleep 0.02; done; }
+test "$CODE" = wait && { touch "$out/ready"; for _ in {1..1000}; do sleep 0.02; done; }
 exit "$CODE"
 """
 # Ten minutes, which a host sleeps between two copies, are over at once.
