@@ -64,11 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return parent.watch(arguments)
         with stopping.heard():
             return ANSWERED_BY.get(options.command, _ask)(options) or 0
-    except (ValueError, OSError, FloatingPointError) as error:
+    except Exception as error:
         if "--traceback" in arguments:
             traceback.print_exc()
+        lost = parent.is_child() and parent.is_loss(error)
+        if not lost and not isinstance(error, (ValueError, OSError, FloatingPointError)):
+            raise
         print(f"infalign: {_one_line(error)}", file=sys.stderr)
-        return 2
+        return stopping.AGAIN if lost else 2
     except KeyboardInterrupt as stop:
         command = shlex.join(["infalign", *arguments])
         print(f"infalign: stopped; to continue, run again: {command}", file=sys.stderr)

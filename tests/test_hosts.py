@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import toy_run
 
+from infalign_jax import cli
 from infalign_jax.cli import main
 from infalign_jax.runtime import goodput, parent, progress, stopping
 
@@ -54,6 +55,28 @@ def test_mistakes_are_answered(
     error = capfd.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "child", "code"),
+    [
+        (ValueError, True, stopping.AGAIN),
+        (RuntimeError, True, stopping.AGAIN),
+        (ValueError, False, 2),
+    ],
+)
+def test_a_collective_that_fails_is_a_host_lost(
+    kind: type[Exception], child: bool, code: int, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def fail(options: object) -> None:
+        raise kind("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")
+
+    monkeypatch.setitem(cli.ANSWERED_BY, "run", fail)
+    if child:
+        monkeypatch.setenv(parent.CHILD, "1")
+    assert main(["run", toy_run.__file__]) == code
+    assert capsys.readouterr().err.startswith("infalign: UNKNOWN: Gloo")
 
 
 def ended(processes: list[subprocess.Popen[str]], timeout: float = 600) -> list[str]:

@@ -16,6 +16,7 @@ from infalign_jax.runtime.stopping import AGAIN
 # Set by launchers: how many processes there are, or the names of a TPU slice's hosts.
 COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
 NAMES = "TPU_WORKER_HOSTNAMES"
+LOST = tuple(f"{status}: " for status in ("UNKNOWN", "UNAVAILABLE", "ABORTED", "CANCELLED"))
 CHILD = "INFALIGN_CHILD"  # set in the environment of a child
 RUN = "import sys; from infalign_jax.cli import main; sys.exit(main())"
 
@@ -37,6 +38,17 @@ def is_child() -> bool:
     False
     """
     return CHILD in os.environ
+
+
+def is_loss(error: Exception) -> bool:
+    """Whether what JAX raised is a collective, or a call of the coordinator, that failed.
+
+    >>> is_loss(ValueError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer"))
+    True
+    >>> is_loss(ValueError("expected a positive KL"))
+    False
+    """
+    return str(error).startswith(LOST)
 
 
 def watch(arguments: Sequence[str]) -> int:
