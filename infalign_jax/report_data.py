@@ -47,7 +47,8 @@ NAMES = {
     dict: "an object",
     list: "a list",
 }
-NO_CURVE = {"stage", "policy", "step", "seconds", *goodput.OF_A_STEP}
+LABELS = {"stage", "policy", "digest"}
+NO_CURVE = LABELS | {"step", "seconds", *goodput.OF_A_STEP}
 AGAIN = "run the evaluate stage again"
 
 Lines = dict[str, tuple[np.ndarray, np.ndarray]]  # step [n], value [n] by policy name
@@ -159,7 +160,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
         row = _json(line, where)
         _check(row, {"stage": str, "step": int}, where)
         for name, value in row.items():
-            if name not in ("stage", "policy") and value is not None:
+            if name not in LABELS and value is not None:
                 try:
                     float(value)
                 except (TypeError, ValueError):

@@ -83,6 +83,7 @@ def _metrics(rng: np.random.Generator) -> list[dict]:
             "stage": stage,
             "step": i,
             "seconds": 0.1 * i,
+            "digest": "ab12",
             "loss": 3 / (1 + 0.05 * i) + rng.normal() / 20,
         }
         for stage in ("sft", "reward", "judge", "foresight")
