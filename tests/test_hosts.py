@@ -1,11 +1,13 @@
 """Several processes over loopback do what one does, and say in a line what they cannot do."""
 
+import importlib
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +15,14 @@ from typing import Any
 
 import pytest
 import toy_run
+from sources import ROOT
 
 from infalign_jax import cli
 from infalign_jax.cli import main
 from infalign_jax.runtime import goodput, parent, progress, stopping
+
+sys.path.insert(0, str(ROOT / "experiments" / "drills"))
+trial = importlib.import_module("trial")
 
 
 @pytest.mark.parametrize(
@@ -184,18 +190,7 @@ def wait_for_step(out: Path, step: int) -> None:
     raise AssertionError("expected the run to come so far")
 
 
-DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, -1))"
-LOG = """
-import errno, os
-os.environ["INFALIGN_CHILD"] = "1"
-from infalign_jax.runtime.metrics import MetricsLog
-append = MetricsLog.append
-def full(log, stage, step, **numbers):
-    if (stage, step) == ("align", 3):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(log.path))
-    append(log, stage, step, **numbers)
-MetricsLog.append = full
-"""
+DISK, LOG = trial.FULL_DISK, trial.FULL_LOG.format(step=3)
 
 
 @pytest.fixture(scope="module")

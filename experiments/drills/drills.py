@@ -113,24 +113,13 @@ def damage(found: Base, _: int) -> Iterator[Row]:
         yield again(f"kill -9, then a file {how}", out, found, f"step {step} damaged", end.code)
 
 
-FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, -1))"
-NO_LOG = """
-import errno, os
-os.environ["INFALIGN_CHILD"] = "1"  # no process of its own, which would not have what follows
-from infalign_jax.runtime.metrics import MetricsLog
-append = MetricsLog.append
-def full(log, stage, step, **numbers):
-    if (stage, step) == ("align", 33):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(log.path))
-    append(log, stage, step, **numbers)
-MetricsLog.append = full
-"""
-
-
 def disk_of_one(found: Base, _: int) -> Iterator[Row]:
     """One of two hosts can write no file above 2 kB, which its part of a checkpoint is; and the
     first finds no room for the log's line of step 33."""
-    for full, first, what in ((1, FULL, "disk"), (0, FULL, "disk"), (0, NO_LOG, "log's disk")):
+    log = trial.FULL_LOG.format(step=33)
+    for full, first, what in (
+        (1, trial.FULL_DISK, "disk"), (0, trial.FULL_DISK, "disk"), (0, log, "log's disk"),
+    ):  # fmt: skip
         out = found.fresh("disk_of_one")
         firsts = [first if host == full else "" for host in range(2)]
         both = trial.start(out, hosts=2, first=firsts)

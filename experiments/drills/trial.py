@@ -21,6 +21,20 @@ from infalign_jax.runtime import checkpoint, goodput, progress
 TINY = Path(__file__).with_name("tiny.py")
 PATIENCE = 600  # seconds for what should take a few
 
+# What a host runs first, that is to find no room: for a file above 2 kB, for a line of the log.
+FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, -1))"
+FULL_LOG = """
+import errno, os
+os.environ["INFALIGN_CHILD"] = "1"  # no process of its own, which would not have what follows
+from infalign_jax.runtime.metrics import MetricsLog
+append = MetricsLog.append
+def full(log, stage, step, **numbers):
+    if (stage, step) == ("align", {step}):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(log.path))
+    append(log, stage, step, **numbers)
+MetricsLog.append = full
+"""
+
 Process = subprocess.Popen[str]
 
 
