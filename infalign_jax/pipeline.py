@@ -17,12 +17,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from infalign_jax import config as configs
-from infalign_jax import programs, report
+from infalign_jax import phases, programs, report
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm.arithmetic import Shape
-from infalign_jax.runtime import agreement, goodput, hosts, mesh_sizes
+from infalign_jax.runtime import agreement, goodput, hosts, measure, mesh_sizes
 from infalign_jax.runtime.devices import cores_as_devices
 from infalign_jax.runtime.files import exclusive, write_bytes, write_text
+from infalign_jax.runtime.mesh import MeshConfig
 from infalign_jax.stages import align, evaluate, facts, language, reference, text
 from infalign_jax.stages.language import Model
 from infalign_jax.stages.run import Run, say
@@ -84,28 +85,21 @@ evaluate, report, got calibrat; did you mean calibrate?
 
 def _check_memory(experiment: Experiment, mesh: Mesh, until: int) -> None:
     """Before any work: what each stage holds at once fits, as far as can be known."""
-    e, law = experiment, experiment.sampling
-    fresh = law if e.align.solver == "policy_gradient" else None
-    batches = {
-        "sft.batch_size": (e.sft.batch_size, 1, None, True),
-        "reward.batch_size": (e.reward.batch_size, 2, None, True),
-        "calibrate.chunk": (e.calibrate.chunk, e.calibrate.responses, law, False),
-        "align.batch_size": (e.align.batch_size, e.align.responses, fresh, True),
-    }
-    if e.foresight.steps:
-        own = e.foresight
-        batches["foresight.batch_size"] = (own.batch_size, own.responses, None, True)
+    e, sizes = experiment, MeshConfig(**mesh.shape)
+    stored = e.align.solver == "regression"  # what it learns from, and does not draw
+    needed = [
+        (phases.batch_field(name), phases.least(e, sizes, name))
+        for name in phases.of(e)
+        if not (stored and name == phases.SAMPLER)
+    ]
     for field in ("responses", "reference_responses"):
         count = getattr(e.evaluate, field)
-        batches[f"evaluate.{field}"] = (evaluate.at_once(e, mesh, count), count, law, False)
-    for name, (prompts, responses, drawn, learns) in batches.items():
-        if STAGES.index(name.split(".")[0]) <= until:
-            shape = Shape(prompts, e.prompt_length, responses, law.length)
-            model = e.scorer if name.startswith("reward") else e.model
-            programs.check_memory(
-                name, model, shape, mesh, law=drawn, learns=learns,
-                advice="lower it, the prompts or responses at once, sampling.length or model.*",
-            )  # fmt: skip
+        drawn = Shape(evaluate.at_once(e, mesh, count), e.prompt_length, count, e.sampling.length)
+        needed.append((f"evaluate.{field}", programs.to_draw(e.model, e.sampling, drawn, sizes)))
+    advice = "lower it, the prompts or responses at once, sampling.length or model.*"
+    for field, most in needed:
+        if STAGES.index(field.split(".")[0]) <= until:
+            measure.check_memory(field, most, mesh, advice)
 
 
 def _run(run: Run, until: int) -> dict[str, Any]:

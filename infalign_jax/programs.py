@@ -19,8 +19,8 @@ from infalign_jax.drawing import SamplingConfig
 from infalign_jax.lm import arithmetic, transformer
 from infalign_jax.lm.arithmetic import Shape
 from infalign_jax.lm.transformer import Params, TransformerConfig
-from infalign_jax.runtime import measure, shards
 from infalign_jax.runtime import mesh as meshes
+from infalign_jax.runtime import shards
 
 Sample = Callable[[Params, Prompts, Array], Rollouts]
 Score = Callable[[Params, Prompts, Responses], Array]
@@ -52,37 +52,37 @@ def initial_params(mesh: Mesh, config: TransformerConfig, key: Array) -> Params:
     return jax.jit(drawn, out_shardings=layout)(key)
 
 
-def check_memory(
-    what: str, config: TransformerConfig, shape: Shape, mesh: Mesh, *,
-    advice: str, law: SamplingConfig | None = None, learns: bool = True,
-) -> None:  # fmt: skip
-    """Raises ValueError where a batch, drawn by a law or learnt from, cannot fit on the devices.
+def to_learn(model: TransformerConfig, shape: Shape, sizes: meshes.MeshConfig) -> float:
+    """Bytes of a device that an update takes at least.
 
-    By an estimate from below, before anything is made: parameters, caches and activations alone.
-
-    >>> mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
-    >>> shape = Shape(prompts=10**9, prompt=64, responses=8, response=64)
-    >>> check_memory("align", TransformerConfig(), shape, mesh, advice="lower it")
-    ... # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ValueError: align: expected at most ... GiB on a device, got at least ...; lower it
+    >>> shape, two = Shape(4, 3, 4, 5), meshes.MeshConfig(2, replica=1)
+    >>> to_learn(TransformerConfig(), shape, two)
+    2443264.0
     """
-    parts, shards = meshes.batch_parts(mesh), mesh.shape["fsdp"]
-    own = shape._replace(prompts=-(-shape.prompts // parts))
-    needed = arithmetic.update_memory(config, own, shards) if learns else 0
-    if law is not None:
-        lanes = prod(sampling.side_by_side(law, own.prompts, own.responses))
-        needed = max(needed, arithmetic.sampling_memory(config, own, shards, lanes))
-    # A tensor axis divides all of it; a CPU's devices share one memory.
-    shared = mesh.size if mesh.devices.flat[0].platform == "cpu" else 1
-    most = needed * shared / mesh.shape["tensor"]
-    limit = measure.memory_limit(mesh.devices.flat[0])
-    if limit is not None and most > limit:
-        one = "; JAX_NUM_CPU_DEVICES=1 holds one copy of the parameters" * (shared > 1)
-        raise ValueError(
-            f"{what}: expected at most {limit / 2**30:.0f} GiB on a device, got at least "
-            f"{most / 2**30:.0f} GiB of parameters, caches and activations; {advice}{one}"
-        )
+    return arithmetic.update_memory(model, own(shape, sizes), sizes.fsdp) / sizes.tensor
+
+
+def to_draw(
+    model: TransformerConfig, law: SamplingConfig, shape: Shape, sizes: meshes.MeshConfig
+) -> float:
+    """Bytes of a device that drawing by a law takes at least.
+
+    >>> shape, two = Shape(4, 3, 4, 5), meshes.MeshConfig(2, replica=1)
+    >>> to_draw(TransformerConfig(), SamplingConfig(5), shape, two)
+    1073408.0
+    """
+    part = own(shape, sizes)
+    lanes = prod(sampling.side_by_side(law, part.prompts, part.responses))
+    return arithmetic.sampling_memory(model, part, sizes.fsdp, lanes) / sizes.tensor
+
+
+def own(shape: Shape, sizes: meshes.MeshConfig) -> Shape:
+    """What one device has of a batch.
+
+    >>> own(Shape(8, 3, 4, 5), meshes.MeshConfig(2, 2, 1, 1)).prompts
+    2
+    """
+    return shape._replace(prompts=-(-shape.prompts // sizes.parts))
 
 
 @lru_cache(maxsize=16)

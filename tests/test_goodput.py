@@ -15,7 +15,7 @@ import pytest
 import toy_run
 from test_fit import PARAMS, loss
 
-from infalign_jax import training
+from infalign_jax import phases, training
 from infalign_jax.batches import Preferences, Prompts, Responses
 from infalign_jax.commands import plan_phases
 from infalign_jax.data import minibatches
@@ -151,7 +151,7 @@ def test_flops_of_a_step_are_those_that_plan_counts(monkeypatch: pytest.MonkeyPa
     experiment = toy_run.experiment
     mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
     planned = plan_phases.of_experiment(experiment, mesh)
-    names = (plan_phases.SAMPLER, plan_phases.LOG_PROBS, plan_phases.SCORES, plan_phases.UPDATE)
+    names = (phases.SAMPLER, phases.LOG_PROBS, phases.SCORES, phases.UPDATE)
     told: dict[str, float] = {}
 
     def spy(run: Any, stage: str, *rest: Any, flops: float, **named: Any) -> Any:
@@ -177,7 +177,7 @@ def test_flops_of_a_step_are_those_that_plan_counts(monkeypatch: pytest.MonkeyPa
     language.sft(run, words)
     language.reward_model(run, words, trunk, judge=False)
     assert told == {
-        "sft": planned[plan_phases.SFT].flops, "reward": planned[plan_phases.REWARD].flops
+        "sft": planned[phases.SFT].flops, "reward": planned[phases.REWARD].flops
     }  # fmt: skip
     assert align.step_flops(experiment) == sum(planned[name].flops for name in names)
 

@@ -81,6 +81,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "rollout": PLUMBING | {"calibration", "learner", "programs", "transformations"},
     "report": {"frontier", "notation", "runtime"},
     "experiment": CONFIGURED,
+    "phases": PLUMBING | {"experiment", "programs"},
     "stages": EVERYTHING,
     "pipeline": EVERYTHING,
     "commands": EVERYTHING,

@@ -13,21 +13,20 @@ import pytest
 import toy
 import toy_run
 
-from infalign_jax import cli
+from infalign_jax import cli, phases
 from infalign_jax.commands import (
     plan,
     plan_compile,
-    plan_estimate,
     plan_fit,
     plan_phases,
     plan_text,
 )
 from infalign_jax.commands.plan_compile import Compiled
-from infalign_jax.commands.plan_phases import FORESIGHT, LOG_PROBS, SAMPLER, SFT, TRUNK, UPDATE
 from infalign_jax.drawing import SamplingConfig
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm import arithmetic
 from infalign_jax.lm.arithmetic import Cost, Shape
+from infalign_jax.phases import FORESIGHT, LOG_PROBS, SAMPLER, SFT, TRUNK, UPDATE
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime import topology as topologies
 from infalign_jax.runtime.accounts import Account
@@ -130,18 +129,18 @@ def test_what_a_run_keeps_beside_a_phase_counts() -> None:
     """π_ref, reward, judge, foresight's trunk and the policy trained before, each by its size."""
     mesh = jax.make_mesh((1, 1, 1, 1), meshes.AXES, devices=jax.devices()[:1])
     toy, n = toy_run.experiment, arithmetic.parameters(toy_run.experiment.model)
-    phases = plan_phases.of_experiment(toy, mesh)
-    assert phases[UPDATE].held == (3 + 1 + 1) * n
-    assert phases[SAMPLER].held == phases["rewards"].held == (3 + 1 + 1 + 2) * n
-    assert (phases[SFT].held, phases["reward step"].held) == (2 * n, 3 * n)
+    programs = plan_phases.of_experiment(toy, mesh)
+    assert programs[UPDATE].held == (3 + 1 + 1) * n
+    assert programs[SAMPLER].held == programs["rewards"].held == (3 + 1 + 1 + 2) * n
+    assert (programs[SFT].held, programs["reward step"].held) == (2 * n, 3 * n)
     quick = replace(toy, foresight=replace(toy.foresight, steps=0), policies=toy.policies[:1])
     assert plan_phases.of_experiment(quick, mesh)[UPDATE].held == 3 * n
     small = replace(toy.model, width=8)
     m = arithmetic.parameters(small)
-    phases = plan_phases.of_experiment(replace(quick, reward_model=small), mesh)
-    assert phases[UPDATE].held == n + 2 * m
-    assert phases["rewards"].held == n + m + 3 * n
-    assert (phases[SFT].held, phases[TRUNK].held) == (0, n + 2 * m)
+    programs = plan_phases.of_experiment(replace(quick, reward_model=small), mesh)
+    assert programs[UPDATE].held == n + 2 * m
+    assert programs["rewards"].held == n + m + 3 * n
+    assert (programs[SFT].held, programs[TRUNK].held) == (0, n + 2 * m)
 
 
 @pytest.mark.slow
@@ -172,12 +171,12 @@ def test_changes_are_tried_from_the_least_costly() -> None:
         "model.logits_at_once", "model.rematerialise", "mesh.data", "align.batch_size",
     ]  # fmt: skip
     estimates = [
-        plan_estimate.estimate(candidate.experiment, candidate.sizes, UPDATE)
+        phases.estimate(candidate.experiment, candidate.sizes, UPDATE)
         for candidate in plan_fit.candidates(now, 4, UPDATE)
         if candidate.change.startswith("align.batch_size")
     ]
     assert estimates == sorted(estimates, reverse=True)
-    assert estimates[0] < plan_estimate.estimate(experiment, now.sizes, UPDATE)
+    assert estimates[0] < phases.estimate(experiment, now.sizes, UPDATE)
 
 
 def test_what_does_not_fit_ends_with_1(

@@ -7,19 +7,17 @@ from pathlib import Path
 import pytest
 import toy_run
 
-from infalign_jax import cli
+from infalign_jax import cli, phases
 from infalign_jax.commands import (
     plan,
     plan_arithmetic,
-    plan_estimate,
     plan_fit,
-    plan_phases,
     plan_rows,
 )
-from infalign_jax.commands.plan_phases import LOG_PROBS, PREFILL, SAMPLER, UPDATE
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm import arithmetic
 from infalign_jax.lm.arithmetic import Shape
+from infalign_jax.phases import LOG_PROBS, PREFILL, SAMPLER, UPDATE
 from infalign_jax.runtime import topology
 from infalign_jax.runtime.chips import GPUS, Chip
 from infalign_jax.runtime.mesh import MeshConfig
@@ -62,7 +60,7 @@ def test_a_gpu_that_is_too_small_is_told_the_smallest_change() -> None:
     found = plan_fit.smallest(toy, tight, one, UPDATE, row)
     assert found is not None
     half = replace(toy, align=replace(toy.align, batch_size=2))
-    needed = plan_estimate.estimate(half, one, UPDATE) + row["held_bytes"]
+    needed = phases.estimate(half, one, UPDATE) + row["held_bytes"]
     assert found == {"set": "align.batch_size=2", "bytes": int(needed), "compiled": False}
     nothing = gpus(1, GPUS["h100"]._replace(memory=1000))
     assert plan_fit.smallest(toy, nothing, one, UPDATE, row) is None
@@ -85,7 +83,7 @@ def test_another_mesh_divides_what_is_kept_too() -> None:
         QUICK, model=replace(QUICK.model, rematerialise="everything", logits_at_once=512)
     )
     row = plan_rows.planned(quick, gpus(2), two, [UPDATE]).rows[UPDATE]
-    needed = int(plan_estimate.estimate(quick, over, UPDATE) + row["held_bytes"] / 2)
+    needed = int(phases.estimate(quick, over, UPDATE) + row["held_bytes"] / 2)
     chips = gpus(2, GPUS["h100"]._replace(memory=needed))
     found = plan_fit.smallest(quick, chips, two, UPDATE, row)
     assert found == {"set": "mesh.data=1,mesh.fsdp=2", "bytes": needed, "compiled": False}
@@ -99,7 +97,7 @@ def test_two_changes_are_tried_where_one_does_not_do() -> None:
     now = plan_fit.Candidate("", toy, one)
     changes = list(plan_fit.candidates(now, 1, UPDATE))
     single = [each for each in changes if each.change.count("=") == 1]
-    least = min(plan_estimate.estimate(each.experiment, one, UPDATE) for each in single)
+    least = min(phases.estimate(each.experiment, one, UPDATE) for each in single)
     tight = GPUS["h100"]._replace(memory=int(least) + row["held_bytes"] - 1)
     found = plan_fit.smallest(toy, gpus(1, tight), one, UPDATE, row)
     assert found is not None
@@ -135,7 +133,7 @@ def test_what_crosses_the_network_by_arithmetic() -> None:
 
 def test_a_device_moves_its_own_part() -> None:
     """Of a batch divided in two, half of the keys and values, and all parameters."""
-    shape = plan_phases.shapes(QUICK)[PREFILL]
+    shape = phases.shapes(QUICK)[PREFILL]
     phase = plan_rows.phases_of(QUICK, gpus(2), MeshConfig(2, replica=1))[PREFILL]
     own = arithmetic.prefill(QUICK.model, shape._replace(prompts=shape.prompts // 2))
     found = plan_arithmetic.counted(QUICK, MeshConfig(2, replica=1), PREFILL, phase)
@@ -165,12 +163,12 @@ def test_a_reward_of_its_own_size_has_changes_and_stages_of_its_own() -> None:
 def test_memory_by_arithmetic() -> None:
     """Of foresight π_ref too, of updates what was seen above the least, of prompts no answer."""
     one, n = MeshConfig(1, replica=1), arithmetic.parameters(QUICK.model)
-    shape = plan_phases.shapes(QUICK)["foresight step"]
+    shape = phases.shapes(QUICK)["foresight step"]
     learns = arithmetic.update_memory(QUICK.model, shape)
-    assert plan_estimate.least(QUICK, one, "foresight step") == learns + 4 * n
-    assert plan_estimate.estimate(QUICK, one, "foresight step") == 2.0 * (learns + 4 * n)
-    prompts = plan_phases.shapes(QUICK)[PREFILL]
-    assert plan_estimate.least(QUICK, one, PREFILL) == arithmetic.scoring_memory(
+    assert phases.least(QUICK, one, "foresight step") == learns + 4 * n
+    assert phases.estimate(QUICK, one, "foresight step") == 2.0 * (learns + 4 * n)
+    prompts = phases.shapes(QUICK)[PREFILL]
+    assert phases.least(QUICK, one, PREFILL) == arithmetic.scoring_memory(
         QUICK.model, prompts._replace(responses=0)
     )
 
@@ -183,7 +181,7 @@ def test_an_update_moves_its_own_part_of_the_state() -> None:
 def test_foresight_and_scoring_are_phases_of_their_own() -> None:
     """A step of foresight learns, and has π_ref's pass besides."""
     found = plan.run(QUICK, gpus(1))["phases"]
-    shape = plan_phases.shapes(QUICK)["foresight step"]
+    shape = phases.shapes(QUICK)["foresight step"]
     once = arithmetic.forward(QUICK.model, shape).flops
     assert found["foresight step"]["model_flops"] == 4 * once
     stages = plan.run(QUICK, gpus(1))["experiment_at_least"]["stages"]

@@ -10,18 +10,18 @@ import jax
 import pytest
 import toy_run
 
-from infalign_jax import cli
+from infalign_jax import cli, phases
 from infalign_jax.commands import (
     plan_bounds,
     plan_compile,
-    plan_estimate,
     plan_rows,
     plan_sweep,
 )
 from infalign_jax.commands.plan_compile import Compiled
-from infalign_jax.commands.plan_phases import SAMPLER, Phase
+from infalign_jax.commands.plan_phases import Phase
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm import arithmetic
+from infalign_jax.phases import SAMPLER
 from infalign_jax.runtime import topology as topologies
 from infalign_jax.runtime.accounts import Account
 from infalign_jax.runtime.chips import GPUS, Chip
@@ -97,13 +97,13 @@ def test_what_arithmetic_rules_out_is_not_compiled(four: tuple[Topology, list[An
         tuple(row["mesh"].items()) for row in rows if not row["reckoned"]
     }
     assert all(row["memory_bytes"] > enough and not row["fits"] for row in rows if row["reckoned"])
-    one, phases = (
+    one, programs = (
         MeshConfig(4, replica=1),
         plan_rows.phases_of(QUICK, gpus(4), MeshConfig(4, 1, 1, 1)),
     )
-    least = {name: int(plan_estimate.least(QUICK, one, name)) for name in plan_bounds.step(QUICK)}
+    least = {name: int(phases.least(QUICK, one, name)) for name in plan_bounds.step(QUICK)}
     assert next(row for row in rows if row["set"] == "data=4")["memory_bytes"] == max(
-        needed + plan_rows.held(phases[name], one) for name, needed in least.items()
+        needed + plan_rows.held(programs[name], one) for name, needed in least.items()
     )
     assert "not compiled" in plan_sweep.text(result)
 

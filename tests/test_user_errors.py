@@ -11,7 +11,9 @@ import jax
 import pytest
 import toy_run
 
-from infalign_jax import cli
+from infalign_jax import cli, phases
+from infalign_jax import config as configs
+from infalign_jax.runtime import measure
 from infalign_jax.runtime.files import exclusive
 
 HH = ["data=HHConfig", "data.judge_fraction=0.4", "data.test_fraction=0.2"]
@@ -88,6 +90,22 @@ def test_a_kl_out_of_reach(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert infalign(tmp_path / "out", "policies.1.kl=1e6") == 2
     check_answer(capsys, r"a KL that exponential\(10\) can be computed at, got kl=1e\+06")
     assert not (tmp_path / "out").exists()
+
+
+def test_foresight_needs_room_for_the_reference_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many responses as alignment has, so that only π_ref makes it the largest phase."""
+    change, devices = "foresight.responses=8", len(jax.devices())
+    toy = configs.override(toy_run.experiment, [change])
+    sizes = toy.mesh.over(devices)
+    needed = {name: phases.least(toy, sizes, name) for name in phases.of(toy)}
+    most = devices * needed.pop(phases.FORESIGHT)
+    assert most > devices * max(needed.values())
+    monkeypatch.setattr(measure, "memory_limit", lambda _: int(most) - 1)
+    assert infalign(tmp_path / "out", change, stage="foresight") == 2
+    check_answer(capsys, r"foresight.batch_size: expected at most 0 GiB on a device, got at least")
+    assert infalign(tmp_path / "out", change, stage="calibrate") == 0
 
 
 def test_an_unknown_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,13 +139,14 @@ def one(preset: str, devices: int, name: str) -> dict[str, Any]:
     """What the plan says of a phase, and what a call of it took."""
     import jax
 
-    from infalign_jax.commands import plan_bounds, plan_compile, plan_estimate
+    from infalign_jax import phases
+    from infalign_jax.commands import plan_bounds, plan_compile
     from infalign_jax.runtime import accounts, hlo, measure
 
-    experiment, mesh, phases = planned(preset, devices)
-    lowered = phases[name].lower()
+    experiment, mesh, programs = planned(preset, devices)
+    lowered = programs[name].lower()
     program = plan_compile.attempt(lambda: lowered).program
-    account = accounts.account(hlo.parse(program.as_text()), mesh.shape, phases[name].trips)
+    account = accounts.account(hlo.parse(program.as_text()), mesh.shape, programs[name].trips)
     given = operands(lowered, program, experiment.model.vocab_size)
     held = sum(
         part.data.nbytes
@@ -153,14 +154,14 @@ def one(preset: str, devices: int, name: str) -> dict[str, Any]:
         if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         for part in leaf.addressable_shards
     )
-    call = caller(program, given, name in plan_estimate.LEARNS)
+    call = caller(program, given, name in phases.LEARNS)
     measured = held + grown(call)
-    estimate = plan_estimate.estimate(experiment, experiment.mesh, name)
+    estimate = phases.estimate(experiment, experiment.mesh, name)
     rounds = [(rate(experiment.model), spent(call)) for _ in range(ROUNDS)]
     return {
         "planned": devices * measure.memory_of(program), "measured": measured,
         "arithmetic": devices * estimate,
-        "flops": devices * plan_bounds.flops(account, phases[name]),
+        "flops": devices * plan_bounds.flops(account, programs[name]),
         "seconds": statistics.median(seconds for _, seconds in rounds),
         "could": statistics.median(rate * seconds for rate, seconds in rounds),
     }  # fmt: skip

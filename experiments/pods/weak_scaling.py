@@ -24,8 +24,8 @@ from plans import with_reading
 
 from infalign_jax import config as configs
 from infalign_jax.commands import plan_rows
-from infalign_jax.commands.plan_phases import LOG_PROBS, SAMPLER, SCORES, UPDATE
 from infalign_jax.commands.plan_text import scaled
+from infalign_jax.phases import LOG_PROBS, SAMPLER, SCORES, UPDATE
 from infalign_jax.runtime import files, slices, topology
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from infalign_jax import config, programs
+from infalign_jax import config
 from infalign_jax.commands import bench_phases
 from infalign_jax.commands.bench_phases import REFERENCE, WHOLE, Phase
 from infalign_jax.drawing import SamplingConfig
@@ -34,6 +34,7 @@ from infalign_jax.lm import arithmetic
 from infalign_jax.lm.arithmetic import Cost, Shape
 from infalign_jax.lm.sizes import SIZES
 from infalign_jax.lm.transformer import TransformerConfig
+from infalign_jax.programs import to_draw, to_learn
 from infalign_jax.runtime import measure, mesh_sizes
 from infalign_jax.runtime.devices import cores_as_devices
 from infalign_jax.runtime.measure import Timing
@@ -67,8 +68,7 @@ def fitted(
     model = replace(model, compute=kind, attention=kernel, logits_at_once=at_once)
     shape = shape or SIZES[preset].shape
     sizes = MeshConfig(1, 1, 1, 1) if cpu else sizes.over(len(devices))  # of memory
-    own = shape._replace(prompts=-(-shape.prompts // sizes.parts))
-    model = replace(model, rematerialise=_kept(model, own, sizes, measure.memory_limit(device)))
+    model = replace(model, rematerialise=_kept(model, shape, sizes, measure.memory_limit(device)))
     whole = cpu or (device.platform == "gpu" and model.rematerialise == "nothing")
     return replace(model, unroll=model.layers if whole else 1)
 
@@ -77,8 +77,7 @@ def _kept(model: TransformerConfig, shape: Shape, sizes: MeshConfig, limit: int 
     """The `rematerialise` that computes least again in so much memory of a device."""
     for kind, taken in arithmetic.TAKEN.items():
         other = replace(model, rematerialise=kind)
-        needed = taken * arithmetic.update_memory(other, shape, sizes.fsdp) / sizes.tensor
-        if limit is None or needed <= limit:
+        if limit is None or taken * to_learn(other, shape, sizes) <= limit:
             return kind
     return "everything"
 
@@ -105,8 +104,9 @@ def run(
     mesh = mesh_sizes.fitted(sizes, {"model": model}, {"--prompts": shape.prompts})
     devices = list(mesh.devices.flat)
     advice = "lower --prompts, --responses, --response or the preset, or divide it by --mesh"
-    law = SamplingConfig(length=shape.response)
-    programs.check_memory("bench", model, shape, mesh, law=law, advice=advice)
+    own, law = MeshConfig(**mesh.shape), SamplingConfig(length=shape.response)
+    needed = max(to_learn(model, shape, own), to_draw(model, law, shape, own))
+    measure.check_memory("bench", needed, mesh, advice)
     ceilings = _ceilings(model, shape, _machines(devices), rounds)
     phases = bench_phases.compiled(model, shape, mesh)
     times = {name: measure.timed(phase.call, rounds) for name, phase in phases.items()}

@@ -1,6 +1,6 @@
 """A phase by arithmetic alone, where there is no compiler for the devices: GPUs that are not there.
 
-Memory as `plan_estimate` has it; FLOPs and bytes as `lm/arithmetic.py`; over the network what
+Memory as `phases.py` has it; FLOPs and bytes as `lm/arithmetic.py`; over the network what
 cannot be spared, in the compute type: a pass gathers the parameters that `fsdp` divides once, a
 backward pass once more, and adds up the gradients; over `tensor` every layer adds up the results of
 two products, a token each.
@@ -8,13 +8,13 @@ two products, a token each.
 
 from math import prod
 
-from infalign_jax.commands import plan_estimate, plan_phases
+from infalign_jax import phases, programs
 from infalign_jax.commands.plan_compile import Compiled
-from infalign_jax.commands.plan_estimate import LEARNS
-from infalign_jax.commands.plan_phases import FORESIGHT, PREFILL, Phase
+from infalign_jax.commands.plan_phases import Phase
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm import arithmetic
 from infalign_jax.lm.transformer import TransformerConfig
+from infalign_jax.phases import FORESIGHT, LEARNS, PREFILL
 from infalign_jax.runtime.accounts import Account
 from infalign_jax.runtime.collectives import Collective, summed
 from infalign_jax.runtime.mesh import BATCH, MeshConfig
@@ -28,15 +28,15 @@ def counted(experiment: Experiment, sizes: MeshConfig, name: str, phase: Phase) 
     >>> counted(Experiment("quick"), MeshConfig(2, 2, 1, 1), "prefill", phase).account[:2]
     (2.0, 12.0)
     """
-    shards, own = sizes.fsdp, plan_estimate.own(phase.shape, sizes)
+    shards, own = sizes.fsdp, programs.own(phase.shape, sizes)
     moved = phase.cost(own, shards).bytes / sizes.tensor
     rows = own.prompts * own.prompt + (name != PREFILL) * own.tokens
-    model = plan_phases.model_of(experiment, name)
+    model = phases.model_of(experiment, name)
     found = network(model, sizes, rows, name in LEARNS)
     if name == FORESIGHT:  # which π_ref reads too
         found = summed([*found, *network(model, sizes, rows, learns=False)])
     account = Account(phase.flops / sizes.size, moved, found, (), ())
-    return Compiled(int(plan_estimate.estimate(experiment, sizes, name)), None, account)
+    return Compiled(int(phases.estimate(experiment, sizes, name)), None, account)
 
 
 def network(

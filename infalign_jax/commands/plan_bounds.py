@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any, NamedTuple
 
-from infalign_jax.commands.plan_phases import (
+from infalign_jax.commands.plan_phases import Phase
+from infalign_jax.experiment import Experiment
+from infalign_jax.lm import arithmetic
+from infalign_jax.phases import (
     DRAWS,
     FORESIGHT,
     LOG_PROBS,
@@ -14,10 +17,7 @@ from infalign_jax.commands.plan_phases import (
     SFT,
     TRUNK,
     UPDATE,
-    Phase,
 )
-from infalign_jax.experiment import Experiment
-from infalign_jax.lm import arithmetic
 from infalign_jax.runtime.accounts import Account
 from infalign_jax.runtime.chips import Chip
 from infalign_jax.runtime.mesh import BETWEEN

@@ -11,28 +11,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from infalign_jax import config as configs
-from infalign_jax.commands import plan_phases, plan_rows
-from infalign_jax.commands.plan_estimate import DRAWN, LEARNS, estimate
-from infalign_jax.commands.plan_phases import (
-    DRAWS,
-    FORESIGHT,
-    OF_SCORER,
-    PREFILL,
-    REWARD,
-    SCORES,
-    SFT,
-    TRUNK,
-)
+from infalign_jax import phases
+from infalign_jax.commands import plan_rows
 from infalign_jax.experiment import Experiment
+from infalign_jax.phases import DRAWN, LEARNS, OF_SCORER, PREFILL, REWARD, SCORES, estimate
 from infalign_jax.runtime import mesh_sizes
 from infalign_jax.runtime.mesh import AXES, MeshConfig
 from infalign_jax.runtime.topology import Topology
 
-BATCH = {
-    SFT: "sft.batch_size", TRUNK: "sft.batch_size", REWARD: "reward.batch_size",
-    DRAWS: "calibrate.chunk", FORESIGHT: "foresight.batch_size",
-}  # fmt: skip
-USUAL_BATCH = "align.batch_size"
 MOST_COMPILED = 3  # candidates: compiling a large one takes minutes
 
 
@@ -108,7 +94,7 @@ def _field(now: Candidate, name: str) -> str:
 
 def _logits(now: Candidate, _: int, name: str) -> Iterator[Candidate]:
     """Fewer logits at once, down to those of one token."""
-    model = plan_phases.model_of(now.experiment, name)
+    model = phases.model_of(now.experiment, name)
     at_once = model.logits_at_once
     while (
         name not in (PREFILL, REWARD, SCORES, *DRAWN)
@@ -121,7 +107,7 @@ def _again(now: Candidate, _: int, name: str) -> Iterator[Candidate]:
     """More computed again in the backward pass."""
     kinds = ["nothing", "cheap", "everything"]
     if name in LEARNS:
-        own = plan_phases.model_of(now.experiment, name).rematerialise
+        own = phases.model_of(now.experiment, name).rematerialise
         for kind in kinds[kinds.index(own) + 1 :]:
             yield _with(now, f"{_field(now, name)}.rematerialise={kind}")
 
@@ -129,7 +115,7 @@ def _again(now: Candidate, _: int, name: str) -> Iterator[Candidate]:
 def _lanes(now: Candidate, _: int, name: str) -> Iterator[Candidate]:
     """Fewer responses to a prompt drawn side by side."""
     law = now.experiment.sampling
-    lanes = law.lanes or plan_phases.shapes(now.experiment)[name].responses
+    lanes = law.lanes or phases.shapes(now.experiment)[name].responses
     while name in DRAWN and (lanes := lanes // 2):
         yield _with(now, f"sampling.lanes={lanes}")
 
@@ -147,7 +133,7 @@ def _meshes(now: Candidate, devices: int, _: str) -> Iterator[Candidate]:
 
 def _batches(now: Candidate, _: int, name: str) -> Iterator[Candidate]:
     """A half, a quarter, and so on, of the batch, as long as the mesh divides it."""
-    field, parts = BATCH.get(name, USUAL_BATCH), now.sizes.parts
+    field, parts = phases.batch_field(name), now.sizes.parts
     size = now.experiment.batch_sizes[field]
     while size % 2 == 0 and (size := size // 2) % parts == 0:
         yield _with(now, f"{field}={size}")

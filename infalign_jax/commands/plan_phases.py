@@ -15,23 +15,30 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from infalign_jax import foresight, learner, programs, reward, sampling, training
+from infalign_jax import foresight, learner, phases, programs, reward, sampling, training
 from infalign_jax.batches import Preferences, Prompts, Responses, Rollouts
 from infalign_jax.drawing import SamplingConfig
 from infalign_jax.experiment import Experiment
 from infalign_jax.lm import arithmetic, transformer
 from infalign_jax.lm.arithmetic import Cost, Shape
 from infalign_jax.lm.transformer import TransformerConfig
+from infalign_jax.phases import (
+    DRAWS,
+    FORESIGHT,
+    LOG_PROBS,
+    PREFILL,
+    REWARD,
+    SAMPLER,
+    SCORES,
+    SFT,
+    TRUNK,
+    UPDATE,
+)
 from infalign_jax.programs import boxed_params
 from infalign_jax.runtime import mesh as meshes
 from infalign_jax.runtime import shards
 from infalign_jax.stages import align, language
 from infalign_jax.stages.run import Run
-
-SFT, TRUNK, REWARD = "SFT step", "SFT step of a reward", "reward step"
-DRAWS, FORESIGHT, PREFILL = "reference sampler", "foresight step", "prefill"
-SAMPLER, LOG_PROBS, SCORES, UPDATE = "sampler", "log-probabilities", "rewards", "RL update"
-OF_SCORER = (TRUNK, REWARD, SCORES)
 
 
 class Phase(NamedTuple):
@@ -65,54 +72,27 @@ def of_experiment(experiment: Experiment, mesh: Mesh) -> dict[str, Phase]:
     >>> list(of_experiment(Experiment("quick"), mesh))[:4]
     ['SFT step', 'reward step', 'reference sampler', 'foresight step']
     """
-    e, model, law, sizes = experiment, experiment.model, experiment.sampling, shapes(experiment)
+    e, model, law = experiment, experiment.model, experiment.sampling
+    sizes = phases.shapes(experiment)
     each, n, m = sizes[UPDATE], *map(arithmetic.parameters, (e.model, e.scorer))
     own = e.reward_model is not None  # so that the reward has a trunk of its own
     trained = n + m * (1 + own)  # π_ref and the reward while the judge is trained
     kept = n * (1 + bool(e.foresight.steps) + len(e.policies) - 1) + 2 * m
     learnt = kept + 2 * n  # while the policy, whose moments are kept too, is the operand
-    found = {SFT: _sft(mesh, e, model, sizes[SFT])._replace(held=0.0 if own else trained)}
-    if own:
-        found[TRUNK] = _sft(mesh, e, e.scorer, sizes[TRUNK])._replace(held=trained)
-    found[REWARD] = _reward(mesh, e, sizes[REWARD])._replace(held=trained + m)
-    found[DRAWS] = sampler(mesh, model, law, sizes[DRAWS])._replace(held=2 * m)
-    if e.foresight.steps:
-        found[FORESIGHT] = _foresight(mesh, e, sizes[FORESIGHT])._replace(held=2 * m)
     scores = forward(programs.make_rewards(mesh, e.scorer), mesh, e.scorer, each, head=True)
-    return found | {
+    found = {
+        SFT: _sft(mesh, e, model, sizes[SFT])._replace(held=0.0 if own else trained),
+        TRUNK: _sft(mesh, e, e.scorer, sizes[TRUNK])._replace(held=trained),
+        REWARD: _reward(mesh, e, sizes[REWARD])._replace(held=trained + m),
+        DRAWS: sampler(mesh, model, law, sizes[DRAWS])._replace(held=2 * m),
+        FORESIGHT: _foresight(mesh, e, sizes[FORESIGHT])._replace(held=2 * m),
         PREFILL: prefill(mesh, model, each)._replace(held=learnt),
         SAMPLER: sampler(mesh, model, law, each)._replace(held=learnt),
         LOG_PROBS: log_probs(mesh, model, each)._replace(held=learnt),
         SCORES: scores._replace(held=learnt + n - m),
         UPDATE: _rl_update(mesh, e, each)._replace(held=kept),
     }
-
-
-def model_of(experiment: Experiment, name: str) -> TransformerConfig:
-    """The model that a phase runs.
-
-    >>> model_of(Experiment("quick"), SCORES).width
-    64
-    """
-    return experiment.scorer if name in OF_SCORER else experiment.model
-
-
-def shapes(experiment: Experiment) -> dict[str, Shape]:
-    """The batch of every phase, on all devices together.
-
-    >>> shapes(Experiment("quick"))["SFT step"]
-    Shape(prompts=128, prompt=12, responses=1, response=16)
-    """
-    e, length, longest = experiment, experiment.sampling.length, experiment.prompt_length
-    found = {
-        SFT: Shape(e.sft.batch_size, longest, 1, length),
-        TRUNK: Shape(e.sft.batch_size, longest, 1, length),
-        REWARD: Shape(e.reward.batch_size, longest, 2, length),
-        DRAWS: Shape(e.calibrate.chunk, longest, e.calibrate.responses, length),
-        FORESIGHT: Shape(e.foresight.batch_size, longest, e.foresight.responses, length),
-    }
-    each = Shape(e.align.batch_size, longest, e.align.responses, length)
-    return found | dict.fromkeys([PREFILL, SAMPLER, LOG_PROBS, SCORES, UPDATE], each)
+    return {name: found[name] for name in phases.of(experiment)}
 
 
 def rows(shape: Shape) -> tuple[Prompts, Responses]:

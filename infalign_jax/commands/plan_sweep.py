@@ -10,7 +10,8 @@ that it was not compiled), `seconds` (of a step, at least), `bound` (what takes 
 from collections import defaultdict
 from typing import Any
 
-from infalign_jax.commands import plan, plan_bounds, plan_estimate, plan_rows
+from infalign_jax import phases
+from infalign_jax.commands import plan, plan_bounds, plan_rows
 from infalign_jax.commands.plan_text import UNKNOWN, about, scaled, seconds
 from infalign_jax.commands.printing import points, table
 from infalign_jax.experiment import Experiment
@@ -54,17 +55,16 @@ def _row(experiment: Experiment, topology: Topology, sizes: MeshConfig) -> dict[
     assert topology.chip is not None
     limit, names = topology.chip.memory, list(plan_bounds.step(experiment))
     least: list[dict[str, float]] = []
-    phases = plan_rows.phases_of(experiment, topology, sizes)
+    programs = plan_rows.phases_of(experiment, topology, sizes)
     memory = {
-        name: int(plan_estimate.least(experiment, sizes, name))
-        + plan_rows.held(phases[name], sizes)
+        name: int(phases.least(experiment, sizes, name)) + plan_rows.held(programs[name], sizes)
         for name in names
     }
     rows: dict[str, Any] = {}
     if reckoned := max(memory.values()) > limit:
         fits = False
     else:
-        rows = plan_rows.rows_of(experiment, topology, sizes, {n: phases[n] for n in names})
+        rows = plan_rows.rows_of(experiment, topology, sizes, {n: programs[n] for n in names})
         memory = {name: row["memory_bytes"] + row["held_bytes"] for name, row in rows.items()}
         fits = all(row["fits"] for row in rows.values())
         least = [row["seconds_at_least"] for row in rows.values() if "bound" in row]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 LEAST_SECONDS = 0.02  # of one measurement: a shorter program is called several times in it
 
@@ -103,6 +104,25 @@ def memory_limit(device: jax.Device) -> int | None:
             return None
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit")
+
+
+def check_memory(what: str, needed: float, mesh: Mesh, advice: str) -> None:
+    """Raises ValueError where each device of a mesh has less memory than at least `needed` bytes.
+
+    >>> mesh = Mesh(jax.devices("cpu")[:1], "data")
+    >>> check_memory("align", 1e18, mesh, "lower it")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: align: expected at most ... GiB on a device, got at least ...; lower it
+    """
+    device = mesh.devices.flat[0]
+    shared = mesh.size if device.platform == "cpu" else 1  # a CPU's devices have one memory
+    limit, most = memory_limit(device), needed * shared
+    if limit is not None and most > limit:
+        one = "; JAX_NUM_CPU_DEVICES=1 holds one copy of the parameters" * (shared > 1)
+        raise ValueError(
+            f"{what}: expected at most {limit / 2**30:.0f} GiB on a device, got at least "
+            f"{most / 2**30:.0f} GiB of parameters, caches and activations; {advice}{one}"
+        )
 
 
 def memory_peak(devices: Sequence[jax.Device]) -> dict[str, int]:
