@@ -27,7 +27,8 @@ case $5 in $FAILS) exit 8 ;; esac
 from=$5 to=$(realpath -m "$6")
 case $from in gs:*) from=$BUCKET ;; *) to=$BUCKET ;; esac
 test "$4" = '--exclude=(^|.*/)\..*' || exit 9
-cd "$from" && find . -type f -not -path '*/.*' -exec cp --parents {} "$to" ';'
+test "$7" = --skip-if-dest-has-newer-mtime && newer=--update
+cd "$from" && find . -type f -not -path '*/.*' -exec cp $newer -p --parents {} "$to" ';'
 """
 INFALIGN = r"""#!/bin/bash
 echo "infalign $# $*" >> "$LOG"  # the number shows that spaces are kept
@@ -96,7 +97,7 @@ def test_a_host_runs_and_copies_and_says_how_it_ended(
     assert done.returncode == code
     first, restored, ran, kept = log(tmp_path)
     assert first == "gcloud storage cp - gs://b/x/launched.txt"
-    assert restored.endswith(" gs://b/x runs/a run")
+    assert restored.endswith(" gs://b/x runs/a run --skip-if-dest-has-newer-mtime")
     assert ran == "infalign 6 run e.py --out runs/a run --set a=b c"
     assert kept.endswith(" runs/a run gs://b/x")
     held = {path.name for path in (tmp_path / "bucket").iterdir()}
@@ -108,6 +109,19 @@ def test_a_new_host_goes_on_from_the_bucket(host: dict[str, str], tmp_path: Path
     (tmp_path / "bucket/steps").write_text("xx")
     subprocess.run(command(tmp_path, "gs://b/x"), env=host | {"CODE": "0"}, check=True)
     assert (tmp_path / "bucket/steps").read_text() == "xxx\n"
+
+
+@pytest.mark.parametrize(("age", "steps"), [(-60, "xxx\n"), (60, "xxxx\n")])
+def test_what_a_killed_run_left_here_stays_where_it_is_newer(
+    host: dict[str, str], tmp_path: Path, age: int, steps: str
+) -> None:
+    here, there = tmp_path / "it/runs/a run/steps", tmp_path / "bucket/steps"
+    for path, content, seconds in ((there, "xx", 10**9), (here, "xxx", 10**9 + age)):
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+        os.utime(path, (seconds, seconds))
+    subprocess.run(command(tmp_path, "gs://b/x"), env=host | {"CODE": "0"}, check=True)
+    assert there.read_text() == steps
 
 
 def test_progress_is_copied_again_and_again(host: dict[str, str], tmp_path: Path) -> None:

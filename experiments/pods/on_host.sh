@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs an experiment from this clone and ends with the exit code of `infalign run`.
-# Where OUT is a bucket, what it holds is copied here first, and what the run has written is copied
-# there every COPY_EVERY seconds and at the end. Nothing in the bucket is deleted.
+# Where OUT is a bucket, what it holds is copied here first, but for files that are newer here, and
+# what the run has written is copied there every COPY_EVERY seconds and at the end. Nothing in the
+# bucket is deleted.
 # RUNNER, in the environment, is put before the command: "srun …".
 # usage: on_host.sh NAME OUT EXPERIMENT [OPTION of infalign run]...
 set -euo pipefail
@@ -10,7 +11,7 @@ shift 3
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 # Locks and unfinished files carry names that begin with a dot.
-copy() { gcloud storage rsync --recursive --exclude='(^|.*/)\..*' "$1" "$2"; }
+copy() { gcloud storage rsync --recursive --exclude='(^|.*/)\..*' "$@"; }
 
 copy_often() {
   nap=
@@ -30,7 +31,7 @@ if [[ $out == gs://* ]]; then
   mkdir -p "$here"
   # Shows that the bucket can be written to, and makes the place to copy from.
   echo "$experiment $*" | gcloud storage cp - "$out/launched.txt"
-  copy "$out" "$here"
+  copy "$out" "$here" --skip-if-dest-has-newer-mtime # left by a run that could not copy it
   copy_often &
   copier=$!
 fi
