@@ -9,7 +9,7 @@ from infalign_jax.experiment import Experiment
 from infalign_jax.lm import arithmetic
 from infalign_jax.lm.arithmetic import Shape
 from infalign_jax.lm.transformer import TransformerConfig
-from infalign_jax.programs import own, to_draw, to_learn
+from infalign_jax.programs import memory_to_draw, memory_to_learn, own
 from infalign_jax.runtime.mesh import MeshConfig
 
 SFT, TRUNK, REWARD = "SFT step", "SFT step of a reward", "reward step"
@@ -83,10 +83,10 @@ def least(experiment: Experiment, sizes: MeshConfig, name: str) -> float:
     if name in (REWARD, SCORES):
         model = replace(model, logits_at_once=1)  # they have none
     if name in DRAWN:
-        return to_draw(model, experiment.sampling, shape, sizes)
+        return memory_to_draw(model, experiment.sampling, shape, sizes)
     if name in LEARNS:
         read = 4 * arithmetic.parameters(model) if name == FORESIGHT else 0  # of π_ref, besides
-        return to_learn(model, shape, sizes) + read / (sizes.fsdp * sizes.tensor)
+        return memory_to_learn(model, shape, sizes) + read / (sizes.fsdp * sizes.tensor)
     seen = shape._replace(responses=0) if name == PREFILL else shape
     return arithmetic.scoring_memory(model, own(seen, sizes), sizes.fsdp) / sizes.tensor
 

@@ -95,7 +95,9 @@ def _check_memory(experiment: Experiment, mesh: Mesh, until: int) -> None:
     for field in ("responses", "reference_responses"):
         count = getattr(e.evaluate, field)
         drawn = Shape(evaluate.at_once(e, mesh, count), e.prompt_length, count, e.sampling.length)
-        needed.append((f"evaluate.{field}", programs.to_draw(e.model, e.sampling, drawn, sizes)))
+        needed.append(
+            (f"evaluate.{field}", programs.memory_to_draw(e.model, e.sampling, drawn, sizes))
+        )
     advice = "lower it, the prompts or responses at once, sampling.length or model.*"
     for field, most in needed:
         if STAGES.index(field.split(".")[0]) <= until:

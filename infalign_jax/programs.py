@@ -52,23 +52,23 @@ def initial_params(mesh: Mesh, config: TransformerConfig, key: Array) -> Params:
     return jax.jit(drawn, out_shardings=layout)(key)
 
 
-def to_learn(model: TransformerConfig, shape: Shape, sizes: meshes.MeshConfig) -> float:
+def memory_to_learn(model: TransformerConfig, shape: Shape, sizes: meshes.MeshConfig) -> float:
     """Bytes of a device that an update takes at least.
 
     >>> shape, two = Shape(4, 3, 4, 5), meshes.MeshConfig(2, replica=1)
-    >>> to_learn(TransformerConfig(), shape, two)
+    >>> memory_to_learn(TransformerConfig(), shape, two)
     2443264.0
     """
     return arithmetic.update_memory(model, own(shape, sizes), sizes.fsdp) / sizes.tensor
 
 
-def to_draw(
+def memory_to_draw(
     model: TransformerConfig, law: SamplingConfig, shape: Shape, sizes: meshes.MeshConfig
 ) -> float:
     """Bytes of a device that drawing by a law takes at least.
 
     >>> shape, two = Shape(4, 3, 4, 5), meshes.MeshConfig(2, replica=1)
-    >>> to_draw(TransformerConfig(), SamplingConfig(5), shape, two)
+    >>> memory_to_draw(TransformerConfig(), SamplingConfig(5), shape, two)
     1073408.0
     """
     part = own(shape, sizes)

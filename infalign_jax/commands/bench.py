@@ -34,7 +34,7 @@ from infalign_jax.lm import arithmetic
 from infalign_jax.lm.arithmetic import Cost, Shape
 from infalign_jax.lm.sizes import SIZES
 from infalign_jax.lm.transformer import TransformerConfig
-from infalign_jax.programs import to_draw, to_learn
+from infalign_jax.programs import memory_to_draw, memory_to_learn
 from infalign_jax.runtime import measure, mesh_sizes
 from infalign_jax.runtime.devices import cores_as_devices
 from infalign_jax.runtime.measure import Timing
@@ -77,7 +77,7 @@ def _kept(model: TransformerConfig, shape: Shape, sizes: MeshConfig, limit: int 
     """The `rematerialise` that computes least again in so much memory of a device."""
     for kind, taken in arithmetic.TAKEN.items():
         other = replace(model, rematerialise=kind)
-        if limit is None or taken * to_learn(other, shape, sizes) <= limit:
+        if limit is None or taken * memory_to_learn(other, shape, sizes) <= limit:
             return kind
     return "everything"
 
@@ -105,7 +105,7 @@ def run(
     devices = list(mesh.devices.flat)
     advice = "lower --prompts, --responses, --response or the preset, or divide it by --mesh"
     own, law = MeshConfig(**mesh.shape), SamplingConfig(length=shape.response)
-    needed = max(to_learn(model, shape, own), to_draw(model, law, shape, own))
+    needed = max(memory_to_learn(model, shape, own), memory_to_draw(model, law, shape, own))
     measure.check_memory("bench", needed, mesh, advice)
     ceilings = _ceilings(model, shape, _machines(devices), rounds)
     phases = bench_phases.compiled(model, shape, mesh)
