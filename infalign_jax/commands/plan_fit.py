@@ -41,7 +41,7 @@ def smallest(
     >>> from infalign_jax.runtime.chips import Chip
     >>> topology = Topology("cpu:1", tuple(jax.devices()[:1]), Chip(1.0, 1, 1.0, 1.0))
     >>> row = {"memory_bytes": 2, "held_bytes": 0}
-    >>> smallest(Experiment("quick"), topology, MeshConfig(1, replica=1), SFT, row) is None
+    >>> smallest(Experiment("quick"), topology, MeshConfig(1, replica=1), "SFT step", row) is None
     True
     """
     assert topology.chip is not None  # else nothing is too large
