@@ -25,15 +25,16 @@ def code_of(heading: str) -> str:
     return "".join(found)
 
 
-def check(code: str, printed: str) -> None:
-    """Every number printed is the one in the comment beside it, to the digits that that has."""
+def check(code: str, printed: str, units: float = 0.5) -> None:
+    """Every number printed is the one in the comment beside it, to so many units of its last digit.
+
+    Half a unit is what the digits say.
+    """
     said = re.findall(r"^print\(.*#\s*(\S+?),?(?: .*)?$", code, re.MULTILINE)
-    found = [
-        f"{float(line):.{len(number) - 2}f}"
-        for line, number in zip(printed.split(), said, strict=True)
-    ]
     assert len(said) >= 3
-    assert found == said
+    for number, line in zip(said, printed.split(), strict=True):
+        digits = len(number.partition(".")[2])
+        assert float(line) == pytest.approx(float(number), abs=units * 10**-digits)
 
 
 def test_the_ten_lines_print_what_their_comments_say() -> None:
@@ -51,7 +52,10 @@ def test_no_other_example_goes_unchecked() -> None:
 
 @pytest.mark.slow
 def test_the_loop_prints_what_its_comments_say_and_is_the_same_on_eight_devices() -> None:
-    """Compared after five steps: later a sum's rounding tips a draw, and the runs part."""
+    """Compared after five steps: later a sum's rounding tips a draw, and the runs part.
+
+    So do those of another kind of CPU, whose last digit may be another: 0.82 and 0.83 were seen.
+    """
     code = code_of("A loop of your own")
     few = code.replace("range(80)", "range(5)")
     assert few != code
@@ -65,7 +69,7 @@ def test_the_loop_prints_what_its_comments_say_and_is_the_same_on_eight_devices(
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         if run != few:
-            check(code, done.stdout)
+            check(code, done.stdout, units=1.5)
         printed[devices] = [float(line) for line in done.stdout.split()]
     assert printed[8] == pytest.approx(printed[1], abs=1e-4)
 
