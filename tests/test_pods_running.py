@@ -68,7 +68,8 @@ def host(tmp_path: Path) -> dict[str, str]:
     for script in ("on_host.sh", "in_slurm.sh"):
         (tmp_path / "it/experiments/pods" / script).write_bytes((PODS / script).read_bytes())
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    return {"PATH": path, "LOG": str(tmp_path / "log"), "BUCKET": str(tmp_path / "bucket")}
+    places = {"LOG": tmp_path / "log", "BUCKET": tmp_path / "bucket", "TMPDIR": tmp_path}
+    return {"PATH": path} | {name: str(place) for name, place in places.items()}
 
 
 def command(tmp_path: Path, out: str) -> list[str]:
@@ -169,6 +170,22 @@ def test_sigterm_reaches_the_run_whose_progress_is_copied(
     assert (tmp_path / "bucket/kept").exists(), "what the run keeps before it ends"
 
 
+@pytest.mark.parametrize("killed", [False, True], ids=["ssh", "script"])
+def test_what_a_broken_connection_left_running_ends_before_it_is_run_again(
+    host: dict[str, str], tmp_path: Path, killed: bool
+) -> None:
+    (tmp_path / "out").mkdir()
+    asked = command(tmp_path, str(tmp_path / "out"))
+    with subprocess.Popen(asked, env=host | {"CODE": "wait"}) as left:
+        wait_for((tmp_path / "out/ready").exists)
+        if killed:
+            left.kill()
+        # Infalign's stand-in writes `kept` as it ends.
+        program(tmp_path / "it/.venv/bin/infalign", f'#!/bin/sh\ntest -e "{tmp_path}/out/kept"\n')
+        assert subprocess.run(asked, env=host, check=False, timeout=60).returncode == 0
+        assert left.wait(timeout=30) == (-signal.SIGKILL if killed else 75)
+
+
 @pytest.mark.parametrize(
     ("code", "restarted", "queued"),
     [
@@ -238,7 +255,9 @@ def carried_out(states: list[str], codes: list[int], keep: bool = False) -> tupl
         (["ACTIVE"], [0], (0, "run delete")),
         (["SUSPENDED", "ACTIVE"], [0], (0, "delete create 30 run delete")),
         (["", "FAILED"], [], (1, "create 30")),
-        (["", ""], [], (1, "create 30")),
+        ([""] * 10, [], (1, "create" + " 30" * 9)),
+        (["", "PROVISIONING", "", "", "ACTIVE"], [0], (0, "create 30 30 30 30 run delete")),
+        (["PROVISIONING", "", "ACTIVE"], [0], (0, "30 30 run delete")),
         (["ACTIVE"] * 2, [143, 0], (0, "run 30 run delete")),
         (["ACTIVE"] * 2, [75, 0], (0, "run 30 run delete")),
         (["ACTIVE"] * 2, [255, 0], (0, "run 30 run delete")),

@@ -10,6 +10,15 @@ name=$1 out=$2 experiment=$3
 shift 3
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
+# What a broken connection left running under this name saves its step and ends first.
+mine=${TMPDIR:-/tmp}/infalign-$UID-$name
+exec 9>> "$mine.lock"
+if ! flock --nonblock 9; then
+  kill -TERM "$(< "$mine.pid")" 2> /dev/null || true
+  flock 9
+fi
+echo $$ > "$mine.pid"
+
 # Locks and unfinished files carry names that begin with a dot.
 copy() { gcloud storage rsync --recursive --exclude='(^|.*/)\..*' "$@"; }
 
@@ -32,13 +41,14 @@ if [[ $out == gs://* ]]; then
   # Shows that the bucket can be written to, and makes the place to copy from.
   echo "$experiment $*" | gcloud storage cp - "$out/launched.txt"
   copy "$out" "$here" --skip-if-dest-has-newer-mtime # left by a run that could not copy it
-  copy_often &
+  copy_often 9>&- &
   copier=$!
 fi
 
 read -ra runner <<< "${RUNNER:-}"
 "${runner[@]}" .venv/bin/infalign run "$experiment" --out "$here" "$@" &
 run=$!
+echo "$run" > "$mine.pid"
 trap 'kill -TERM "$run" 2> /dev/null || true' TERM
 code=0
 wait "$run" || code=$?

@@ -28,6 +28,7 @@ GONE = ("SUSPENDED", "FAILED")  # states that a queued resource does not leave a
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"  # with which a worker writes to buckets
 LOST = 255  # of ssh itself
 PAUSE = 30  # seconds between two looks at the queue
+UNANSWERED = 10  # looks in a row: what is asked for may be there, its cloud out of reach
 
 
 class Commands(NamedTuple):
@@ -95,16 +96,19 @@ def steps(those: Commands, keep: bool) -> list[Step]:
 
 def ready(those: Commands, shell: Shell) -> bool:
     """Waits until the resource is there; False where it could not be had."""
-    asked = False
+    known = created = False
+    unanswered = 0
     while (state := shell.ask(those.state)) != "ACTIVE":
+        unanswered = 0 if state else unanswered + 1
+        if unanswered == UNANSWERED or (created and state in GONE):
+            return False
         if state in GONE:
-            if asked:
-                return False
             shell.call(those.delete)
-        if state in ("", *GONE):
-            if asked or shell.call(those.create):
+        if state in GONE or not (known or state):
+            if shell.call(those.create):
                 return False
-            asked = True
+            created = True
+        known = True
         shell.sleep(PAUSE)
     return True
 
