@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
 
 from infalign_jax import calibration
@@ -183,7 +184,9 @@ def test_no_device_asks_another_where_prompts_are_divided():
     flags = "--xla_force_host_platform_device_count=8"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
     command = [sys.executable, "-c", PROGRAMS, str(SEARCHED)]
-    out = subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=300)
+    out = subprocess.run(
+        command, env=env, check=True, capture_output=True, text=True, timeout=processes.PATIENCE
+    )
     programs = [text.split(maxsplit=1) for text in out.stdout.split("PROGRAM ")[1:]]
     assert [name for name, _ in programs] == ["calibrate", "mixing"] * 2
     for name, text in programs:

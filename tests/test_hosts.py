@@ -9,10 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import toy_run
 from sources import ROOT
@@ -85,25 +85,14 @@ def test_a_collective_that_fails_is_a_host_lost(
     assert capsys.readouterr().err.startswith("infalign: UNKNOWN: Gloo")
 
 
-def ended(processes: list[subprocess.Popen[str]], timeout: float = 600) -> list[str]:
-    """What each said on standard error; all must have ended well."""
-    said = [process.communicate(timeout=timeout)[1] for process in processes]
-    for process, text in zip(processes, said, strict=True):
-        assert process.returncode == 0, text[-2000:]
-    return said
-
-
 def two(
     out: Path, *arguments: object, own: dict[int, str] | None = None
 ) -> list[subprocess.Popen[str]]:
-    """The processes of two hosts, each in a group of its own, so that one can be lost whole.
-
-    A host's `own` source runs in its process before the command.
-    """
-    where = ["--coordinator", toy_run.free_address(), "--num-processes", 2, "--out", out]
+    """The processes of two hosts; a host's `own` source runs in its process before the command."""
+    where = ["--coordinator", processes.free_address(), "--num-processes", 2, "--out", out]
     return [
-        toy_run.command(
-            *where, *arguments, "--process-id", i, JAX_NUM_CPU_DEVICES="1", group=True,
+        processes.command(
+            *where, *arguments, "--process-id", i, JAX_NUM_CPU_DEVICES="1",
             first=(own or {}).get(i, ""),
         )
         for i in range(2)
@@ -115,12 +104,12 @@ def lines(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_two_hosts_run_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("compiled")
+def test_two_hosts_run_what_one_does(tmp_path: Path) -> None:
     """From the data to the report, with the same draws; then both find everything there."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
-    ended([toy_run.command("--out", tmp_path / "one", JAX_NUM_CPU_DEVICES="2")])
+    processes.well(processes.command("--out", tmp_path / "one", JAX_NUM_CPU_DEVICES="2"))
     for again in (False, True):
-        first, second = ended(two(tmp_path / "two"))
+        first, second = processes.well(*two(tmp_path / "two"))
         assert ("reused from" in first) == again
         assert not [line for line in second.splitlines() if line.startswith(("sft", "report"))]
     told = [lines(tmp_path / name) for name in ("one", "two")]
@@ -141,12 +130,11 @@ def test_two_hosts_run_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 def test_hosts_without_a_directory_in_common_are_refused(tmp_path: Path) -> None:
-    where = ["--coordinator", toy_run.free_address(), "--num-processes", 2]
+    where = ["--coordinator", processes.free_address(), "--num-processes", 2]
     both = [
-        toy_run.command(*where, "--process-id", i, "--out", tmp_path / f"{i}") for i in range(2)
+        processes.command(*where, "--process-id", i, "--out", tmp_path / f"{i}") for i in range(2)
     ]
-    for process in both:
-        said = process.communicate(timeout=120)[1]
+    for process, said in zip(both, processes.ended(*both), strict=True):
         assert process.returncode == 2, said
         assert "expected a directory that all hosts share" in said
         assert "another one on host 1; mount one" in said
@@ -154,10 +142,9 @@ def test_hosts_without_a_directory_in_common_are_refused(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_host_with_another_configuration_is_refused(tmp_path: Path) -> None:
-    where = ["--coordinator", toy_run.free_address(), "--num-processes", 2, "--out", tmp_path]
-    both = [toy_run.command(*where, "--process-id", i, "--seed", i) for i in range(2)]
-    for process in both:
-        said = process.communicate(timeout=120)[1]
+    where = ["--coordinator", processes.free_address(), "--num-processes", 2, "--out", tmp_path]
+    both = [processes.command(*where, "--process-id", i, "--seed", i) for i in range(2)]
+    for process, said in zip(both, processes.ended(*both), strict=True):
         assert process.returncode == 2, said
         assert re.search("configuration (.{16}) on host 0 and (?!\\1).{16} on host 1;", said), said
     assert not (tmp_path / "stages").exists()
@@ -166,8 +153,7 @@ def test_a_host_with_another_configuration_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_more_hosts_than_rows_are_refused(tmp_path: Path) -> None:
     both = two(tmp_path, "--set", "align.batch_size=3")
-    for process in both:
-        said = process.communicate(timeout=120)[1]
+    for process, said in zip(both, processes.ended(*both), strict=True):
         assert process.returncode == 2, said
         assert (
             "mesh: expected replica × data × fsdp to divide 3 (align.batch_size; 2 would do), got "
@@ -178,10 +164,10 @@ def test_more_hosts_than_rows_are_refused(tmp_path: Path) -> None:
 LONG = ("--set", "align.steps=400", "--stage", "align")
 
 
-def wait_for_step(out: Path, step: int) -> None:
+def wait_for_step(out: Path, step: int, running: list[subprocess.Popen[str]]) -> None:
     """Until a policy has come so far."""
-    until = time.monotonic() + 600
-    while time.monotonic() < until:
+    until = time.monotonic() + processes.PATIENCE
+    while time.monotonic() < until and all(process.poll() is None for process in running):
         if (out / "metrics.jsonl").exists():
             last = lines(out)[-1]
             if last["stage"] == "align" and last["step"] >= step:
@@ -194,13 +180,11 @@ DISK, LOG = trial.FULL_DISK, trial.FULL_LOG.format(step=3)
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run of two hosts that has all that comes before `align`, and its compiled programs."""
-    root = tmp_path_factory.mktemp("prepared")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(root / "compiled"))
-        ended(two(root / "run", "--stage", "foresight"))
-        yield root / "run"
+def prepared(tmp_path_factory: pytest.TempPathFactory, compiled: None) -> Path:
+    """A run of two hosts that has all that comes before `align`."""
+    out = tmp_path_factory.mktemp("prepared") / "run"
+    processes.well(*two(out, "--stage", "foresight"))
+    return out
 
 
 @pytest.mark.slow
@@ -214,7 +198,7 @@ def test_what_one_hosts_disk_refuses_ends_all_with_a_line(
 ) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     both = two(tmp_path, *LONG, own={host: first})
-    told = [process.communicate(timeout=90)[1] for process in both]
+    told = processes.ended(*both)
     assert [process.returncode for process in both] == [2, 2], told
     for number, text in enumerate(told):
         *_, last = (line for line in text.splitlines() if line.startswith("infalign: "))
@@ -225,25 +209,24 @@ def test_what_one_hosts_disk_refuses_ends_all_with_a_line(
 
 @pytest.mark.slow
 def test_a_lost_host_is_told_and_a_terminated_one_stops_all_at_one_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     out = tmp_path / "run"
-    survivor, lost = two(out, *LONG)
-    wait_for_step(out, 5)
-    os.killpg(lost.pid, signal.SIGKILL)
-    said = survivor.communicate(timeout=60)[1]
-    lost.communicate()
-    assert survivor.returncode == stopping.AGAIN
+    shutil.copytree(prepared, out)
+    with processes.together(two(out, *LONG)) as both:
+        wait_for_step(out, 5, both)
+        os.killpg(both[1].pid, signal.SIGKILL)
+        (said,) = processes.ended(both[0], within=60)
+    assert both[0].returncode == stopping.AGAIN
     assert said.splitlines()[-1].startswith("infalign: lost a process of the run")
     before = progress.latest_step(next((out / "progress").glob("align-*")))
-    both = two(out, *LONG)
-    assert both[0].stderr is not None
-    assert f"align  goes on from step {before}\n" in both[0].stderr
-    both[1].send_signal(signal.SIGTERM)
-    said = [process.communicate(timeout=60)[1] for process in both]
+    with processes.together(two(out, *LONG)) as both:
+        assert both[0].stderr is not None
+        assert f"align  goes on from step {before}\n" in both[0].stderr
+        both[1].send_signal(signal.SIGTERM)
+        told = processes.ended(*both)
     assert [process.returncode for process in both] == [stopping.AGAIN] * 2
-    for text in said:
+    for text in told:
         assert text.splitlines()[-1].startswith("infalign: stopped; to continue, run again")
     kept = progress.latest_step(next((out / "progress").glob("align-*")))
     assert kept == lines(out)[-1]["step"]

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
 import toy
 from jax._src.cudnn import fused_attention_stablehlo as jax_cudnn
@@ -170,7 +171,11 @@ def test_shards_attend_on_their_own() -> None:
     flags = "--xla_force_host_platform_device_count=4"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
     done = subprocess.run(
-        [sys.executable, "-c", SHARDED], env=env, check=True, capture_output=True, timeout=300
+        [sys.executable, "-c", SHARDED],
+        env=env,
+        check=True,
+        capture_output=True,
+        timeout=processes.PATIENCE,
     )
     assert done.stdout.decode().strip() == "4"
 

@@ -10,9 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
 import toy
-import toy_run
 from jax.sharding import AxisType
 
 from infalign_jax.lm import arithmetic, transformer
@@ -26,48 +26,22 @@ Figures = dict[str, np.ndarray]
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> Figures:
     """What `mesh_worker.py` found, in a process of its own that has 8 devices."""
-    out, folder = tmp_path_factory.mktemp("mesh") / "found.npz", Path(__file__).parent
-    command = [sys.executable, str(folder / "mesh_worker.py"), str(out)]
-    subprocess.run(command, env=environment(8), check=True, timeout=600)
+    out = tmp_path_factory.mktemp("mesh") / "found.npz"
+    processes.work("mesh_worker.py", out, devices=8)
     with np.load(out, allow_pickle=False) as found:
         return dict(found)
 
 
-def environment(devices: int) -> dict[str, str]:
-    """That of a worker with so many devices."""
-    folder = Path(__file__).parent
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false"
-    paths = os.pathsep.join([str(folder), str(folder.parent), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
-
-
-JOINED = """
-import runpy, sys
-from infalign_jax.runtime import hosts
-hosts.join(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
-sys.argv = sys.argv[4:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("processes", "names"), [(2, ("data", "data×tensor")), (4, ("fsdp",))], ids=["two", "four"]
+    ("count", "names"), [(2, ("data", "data×tensor")), (4, ("fsdp",))], ids=["two", "four"]
 )
 def test_several_processes_do_what_one_does(
-    processes: int, names: tuple[str, ...], figures: Figures, tmp_path: Path
+    count: int, names: tuple[str, ...], figures: Figures, tmp_path: Path
 ) -> None:
     """Every stage's update from the same state and batch, and what is drawn."""
-    folder, out, where = Path(__file__).parent, tmp_path / "found.npz", toy_run.free_address()
-    worker = [str(folder / "mesh_worker.py"), str(out), *names]
-    joined = [
-        subprocess.Popen(
-            [sys.executable, "-c", JOINED, where, str(i), str(processes), *worker],
-            env=environment(8 // processes),
-        )
-        for i in range(processes)
-    ]
-    assert [process.wait(timeout=600) for process in joined] == [0] * processes
+    out = tmp_path / "found.npz"
+    processes.work("mesh_worker.py", out, *names, devices=8, processes=count)
     with np.load(out, allow_pickle=False) as found:
         assert len(found.files) > 50
         for name in found.files:
@@ -219,9 +193,7 @@ def test_a_big_model_fits_a_pod_on_paper() -> None:
 @pytest.mark.skipif(CORES < 2, reason="one core")
 def test_a_run_makes_a_device_of_each_core(tmp_path: Path) -> None:
     wanted = ["--mesh", "data=2", "--stage", "tokenizer", "--out", tmp_path]
-    process = toy_run.command(*wanted, XLA_FLAGS="")
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode == 0, said
+    processes.well(processes.command(*wanted, XLA_FLAGS=""))
 
 
 @dataclass(frozen=True)

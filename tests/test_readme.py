@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 from sources import ROOT
 
@@ -65,7 +66,7 @@ def test_the_loop_prints_what_its_comments_say_and_is_the_same_on_eight_devices(
         done = subprocess.run(
             [sys.executable, "-c", f"{run}\nassert mesh.size == {devices}"],
             env=os.environ | {"JAX_PLATFORMS": "cpu"} | flags,
-            capture_output=True, text=True, timeout=300, check=False,
+            capture_output=True, text=True, timeout=processes.PATIENCE, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         if run != few:

@@ -1,19 +1,16 @@
 """Stopped at any moment and run again, a run ends as if nothing had happened."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import processes
 import pytest
-import toy_run
 
 from infalign_jax.runtime import checkpoint, goodput
 
@@ -32,19 +29,7 @@ MetricsLog.append = stopping
 
 
 def finish(out: Path, *arguments: str) -> str:
-    process = toy_run.command("--out", out, *arguments)
-    _, err = process.communicate(timeout=1200)
-    assert process.returncode == 0, err
-    return err
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What is compiled once serves every process of this file."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-        yield
+    return processes.well(processes.command("--out", out, *arguments))[0]
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +55,9 @@ def stop_while_aligning(prepared: Path, out: Path, number: signal.Signals) -> tu
     It comes at a step between two checkpoints of `align`.
     """
     shutil.copytree(prepared, out)
-    process = toy_run.command("--out", out, *SETTINGS, first=STOPS % number)
-    _, err = process.communicate(timeout=1200)
-    return process.returncode, err
+    process = processes.command("--out", out, *SETTINGS, first=STOPS % number)
+    (said,) = processes.ended(process)
+    return process.returncode, said
 
 
 def parameters(out: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -143,29 +128,9 @@ def test_terminated_while_aligning_it_keeps_the_step_and_says_how_to_go_on(
     check_same(out, whole)
 
 
-JOINED = """
-import runpy, sys
-from infalign_jax.runtime import hosts
-hosts.join(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
-sys.argv = sys.argv[4:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def work(out: Path, mesh: str, devices: int, processes: int = 1) -> dict[str, np.ndarray]:
+def work(out: Path, mesh: str, devices: int, count: int = 1) -> dict[str, np.ndarray]:
     """What `resume_worker.py` finds on so many devices, shared among processes."""
-    folder, where = Path(__file__).parent, toy_run.free_address()
-    flags = f"--xla_force_host_platform_device_count={devices // processes}"
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{flags} --xla_cpu_multi_thread_eigen=false",
-        "PYTHONPATH": os.pathsep.join([str(folder), str(folder.parent)]),
-    }
-    worker = [str(folder / "resume_worker.py"), str(out), mesh]
-    joined = [["-c", JOINED, where, str(i), str(processes)] for i in range(processes)]
-    starts = joined if processes > 1 else [[]]
-    running = [subprocess.Popen([sys.executable, *s, *worker], env=environment) for s in starts]
-    assert [process.wait(timeout=600) for process in running] == [0] * processes
+    processes.work("resume_worker.py", out, mesh, devices=devices, processes=count)
     with np.load(out / "found.npz", allow_pickle=False) as found:
         return dict(found)
 

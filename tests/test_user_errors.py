@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import processes
 import pytest
 import toy_run
 
@@ -180,8 +181,8 @@ def test_a_directory_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_batch_that_the_devices_do_not_divide(tmp_path: Path) -> None:
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     words = ["--set", "calibrate.chunk=8", "--set", "align.batch_size=6"]
-    process = toy_run.command("--out", tmp_path / "out", *words, **flags)
-    _, err = process.communicate(timeout=120)
+    process = processes.command("--out", tmp_path / "out", *words, **flags)
+    (err,) = processes.ended(process)
     assert process.returncode == 2
     assert err.startswith(
         "infalign: mesh: expected replica × data × fsdp to divide 6 (align.batch_size; 8 would "

@@ -1,10 +1,5 @@
 """The real pipeline at toy size: `infalign run tests/toy_run.py` takes seconds."""
 
-import os
-import socket
-import subprocess
-import sys
-
 from infalign_jax.experiment import (
     AlignConfig,
     CalibrateConfig,
@@ -40,25 +35,3 @@ experiment = Experiment(
     ),
     checkpoint_every=2,
 )
-
-
-def free_address() -> str:
-    """Where processes can meet."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return f"localhost:{free.getsockname()[1]}"
-
-
-def command(
-    *arguments: object, first: str = "", group: bool = False, **environment: str
-) -> subprocess.Popen[str]:
-    """The command as a process of its own, running this experiment; `first` is run before it."""
-    source = f"{first}\nimport sys; from infalign_jax.cli import main; sys.exit(main())"
-    return subprocess.Popen(
-        [sys.executable, "-c", source, "run", __file__, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=group,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
-    )
