@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,7 @@ from sources import ROOT
 
 PODS = ROOT / "experiments" / "pods"
 sys.path.insert(0, str(PODS))
-launch, tpu_vm = map(importlib.import_module, ("launch", "tpu_vm"))
-THOSE = tpu_vm.Commands(("state",), ("create",), ("delete",), ("run",))
+launch = importlib.import_module("launch")
 
 # A bucket is a folder; hidden files are left out as the pattern that is handed over says.
 # It cannot be copied from where FAILS, a pattern, says so.
@@ -170,6 +169,40 @@ def test_sigterm_reaches_the_run_whose_progress_is_copied(
     assert (tmp_path / "bucket/kept").exists(), "what the run keeps before it ends"
 
 
+SPEAKS = r"""#!/bin/bash
+touch "$4/ready"
+while ! test -e "$4/deaf"; do sleep 0.02; done
+echo one; echo two >&2; echo three
+touch "$4/kept"
+exit 75
+"""
+
+
+def test_a_broken_connection_stops_nobody_who_speaks(host: dict[str, str], tmp_path: Path) -> None:
+    program(tmp_path / "it/.venv/bin/infalign", SPEAKS)
+    asked, here = command(tmp_path, "gs://b/x"), tmp_path / "it/runs/a run"
+    with subprocess.Popen(asked, env=host, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as on:
+        wait_for((here / "ready").exists)
+        assert on.stdout is not None
+        on.stdout.close()
+        (here / "deaf").touch()
+        assert on.wait(timeout=30) == 75
+    assert (tmp_path / "bucket/kept").exists()
+    assert (tmp_path / "it/runs/a run.log").read_text() == "one\ntwo\nthree\n"
+
+
+def test_slurm_may_run_two_of_a_name(host: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "other").mkdir()
+    one, other = (command(tmp_path, str(tmp_path / name)) for name in ("out", "other"))
+    environment = host | {"CODE": "wait", "RUNNER": "srun -x"}
+    with subprocess.Popen(one, env=environment) as first:
+        wait_for((tmp_path / "out/ready").exists)
+        subprocess.run(other, env=environment | {"CODE": "0"}, check=True, timeout=60)
+        assert first.poll() is None
+        first.terminate()
+
+
 @pytest.mark.parametrize("killed", [False, True], ids=["ssh", "script"])
 def test_what_a_broken_connection_left_running_ends_before_it_is_run_again(
     host: dict[str, str], tmp_path: Path, killed: bool
@@ -184,6 +217,7 @@ def test_what_a_broken_connection_left_running_ends_before_it_is_run_again(
         program(tmp_path / "it/.venv/bin/infalign", f'#!/bin/sh\ntest -e "{tmp_path}/out/kept"\n')
         assert subprocess.run(asked, env=host, check=False, timeout=60).returncode == 0
         assert left.wait(timeout=30) == (-signal.SIGKILL if killed else 75)
+    assert "waiting for the run of a run" in (tmp_path / "it/runs/a run.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -232,54 +266,3 @@ def test_a_clone_is_installed_by_uv_which_is_had_first(
     made = f"uv in {clone}: venv --quiet --allow-existing --python 3.12 .venv"
     filled = f"uv in {clone}: pip install --quiet --python .venv/bin/python --editable .[tpu]"
     assert log(tmp_path) == [*got, made] + ([] if code else [filled])
-
-
-def carried_out(states: list[str], codes: list[int], keep: bool = False) -> tuple[int, list[str]]:
-    """The exit code and what was done, of a cloud that answers so, each time that it is asked."""
-    said: list[str] = []
-
-    def call(those: Sequence[str]) -> int:
-        said.append(those[0])
-        return codes.pop(0) if those == THOSE.run else 0
-
-    shell = tpu_vm.Shell(call, lambda _: states.pop(0), lambda seconds: said.append(f"{seconds}"))
-    code = tpu_vm.carry_out(THOSE, 2, keep, shell)
-    assert states == []
-    return code, said
-
-
-@pytest.mark.parametrize(
-    ("states", "codes", "expected"),
-    [
-        (["", "PROVISIONING", "ACTIVE"], [0], (0, "create 30 30 run delete")),
-        (["ACTIVE"], [0], (0, "run delete")),
-        (["SUSPENDED", "ACTIVE"], [0], (0, "delete create 30 run delete")),
-        (["", "FAILED"], [], (1, "create 30")),
-        ([""] * 10, [], (1, "create" + " 30" * 9)),
-        (["", "PROVISIONING", "", "", "ACTIVE"], [0], (0, "create 30 30 30 30 run delete")),
-        (["PROVISIONING", "", "ACTIVE"], [0], (0, "30 30 run delete")),
-        (["ACTIVE"] * 2, [143, 0], (0, "run 30 run delete")),
-        (["ACTIVE"] * 2, [75, 0], (0, "run 30 run delete")),
-        (["ACTIVE"] * 2, [255, 0], (0, "run 30 run delete")),
-        (["ACTIVE"] * 3, [143, 143, 143], (143, "run 30 run 30 run 30")),
-        (["ACTIVE"] * 2, [1], (1, "run")),
-        (["ACTIVE"] * 2, [2], (2, "run")),
-        (["ACTIVE", "SUSPENDING", "SUSPENDED", "ACTIVE"], [1, 0],
-         (0, "run 30 delete create 30 run delete")),
-    ],
-)  # fmt: skip
-def test_a_tpu_is_had_and_had_again(
-    states: list[str], codes: list[int], expected: tuple[int, str]
-) -> None:
-    code, said = carried_out(states, codes)
-    assert (code, " ".join(said)) == expected
-
-
-def test_a_tpu_that_is_refused_is_not_waited_for() -> None:
-    said: list[str] = []
-    shell = tpu_vm.Shell(lambda _: 1, lambda _: "", lambda seconds: said.append(f"{seconds}"))
-    assert (tpu_vm.carry_out(THOSE, 2, False, shell), said) == (1, [])
-
-
-def test_a_tpu_is_kept_where_asked() -> None:
-    assert carried_out(["ACTIVE"], [0], keep=True) == (0, ["run"])

@@ -82,6 +82,22 @@ def test_a_tpu_is_asked_for_through_gcloud(
 
 
 @pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("echo 'ERROR: NOT_FOUND: Resource was not found' >&2; exit 1", ["describe", "create"]),
+        ("echo 'ERROR: UNAVAILABLE' >&2; exit 1", ["describe"]),
+    ],
+)
+def test_a_tpu_is_made_where_there_is_none_and_not_where_that_is_unknown(
+    only: Only, capfd: pytest.CaptureFixture[str], answer: str, said: list[str]
+) -> None:
+    log = only({"gcloud": f'case "$*" in *" describe "*) {answer} ;; *) exit 3 ;; esac'})
+    assert tpu_vm.main([*COMMON[:-1], *OWN["tpu"][1]]) == 1
+    assert [w for w in log.read_text().split() if w in ("describe", "create")] == said
+    assert ("UNAVAILABLE" in capfd.readouterr().err) == (said == ["describe"])
+
+
+@pytest.mark.parametrize(
     ("programs", "said"),
     [
         ({"curl": ""}, "git git git bash bash"),

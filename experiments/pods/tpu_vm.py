@@ -28,7 +28,7 @@ GONE = ("SUSPENDED", "FAILED")  # states that a queued resource does not leave a
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"  # with which a worker writes to buckets
 LOST = 255  # of ssh itself
 PAUSE = 30  # seconds between two looks at the queue
-UNANSWERED = 10  # looks in a row: what is asked for may be there, its cloud out of reach
+UNANSWERED = 10  # looks in a row at a queue that had answered before
 
 
 class Commands(NamedTuple):
@@ -40,17 +40,20 @@ class Commands(NamedTuple):
     run: tuple[str, ...]
 
 
-def _printed(command: Sequence[str]) -> str:
-    """What the command prints; nothing where it fails."""
+def _told(command: Sequence[str]) -> str | None:
+    """What gcloud prints: nothing where it finds nothing, None where it cannot ask."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
+    if done.returncode == 0 or "NOT_FOUND" in done.stderr:
+        return done.stdout.strip()
+    print(done.stderr, end="", file=sys.stderr)
+    return None
 
 
 class Shell(NamedTuple):
     """How commands are carried out, so that a test can do it without a cloud."""
 
     call: Callable[[Sequence[str]], int] = launch.call
-    ask: Callable[[Sequence[str]], str] = _printed
+    ask: Callable[[Sequence[str]], str | None] = _told
     sleep: Callable[[float], None] = time.sleep
 
 
@@ -94,21 +97,25 @@ def steps(those: Commands, keep: bool) -> list[Step]:
     return found if keep else [*found, Step(those.delete, "when it has ended with 0")]
 
 
-def ready(those: Commands, shell: Shell) -> bool:
-    """Waits until the resource is there; False where it could not be had."""
-    known = created = False
-    unanswered = 0
+def ready(those: Commands, shell: Shell, answered: bool) -> bool:
+    """Waits until the resource is there; False where it could not be had.
+
+    What has `answered` before may fail to for a while.
+    """
+    unanswered, created = 0, False
     while (state := shell.ask(those.state)) != "ACTIVE":
-        unanswered = 0 if state else unanswered + 1
-        if unanswered == UNANSWERED or (created and state in GONE):
+        unanswered = unanswered + 1 if state is None else 0
+        if unanswered == (UNANSWERED if answered else 1):
             return False
-        if state in GONE:
-            shell.call(those.delete)
-        if state in GONE or not (known or state):
+        if state in ("", *GONE):
+            if created:
+                return False
+            if state:
+                shell.call(those.delete)
             if shell.call(those.create):
                 return False
             created = True
-        known = True
+        answered = True
         shell.sleep(PAUSE)
     return True
 
@@ -116,8 +123,8 @@ def ready(those: Commands, shell: Shell) -> bool:
 def carry_out(those: Commands, restarts: int, keep: bool, shell: Shell) -> int:
     """Runs the job to its end and returns its exit code, or 1 where no TPU could be had."""
     code = 1
-    for _ in range(restarts + 1):
-        if not ready(those, shell):
+    for attempt in range(restarts + 1):
+        if not ready(those, shell, answered=attempt > 0):
             return 1
         code = shell.call(those.run)
         if code == 0:
