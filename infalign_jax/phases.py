@@ -1,6 +1,6 @@
 """The phases of an experiment by name: whose model each runs, on what batch, in how much memory.
 
-What it is compiled from is in `commands/plan_phases.py`.
+What they are compiled from is in `commands/plan_phases.py`.
 """
 
 from dataclasses import replace
@@ -18,6 +18,10 @@ SAMPLER, LOG_PROBS, SCORES, UPDATE = "sampler", "log-probabilities", "rewards", 
 OF_SCORER = (TRUNK, REWARD, SCORES)
 LEARNS = (SFT, TRUNK, REWARD, FORESIGHT, UPDATE)
 DRAWN = (DRAWS, SAMPLER)
+FRESH = (PREFILL, SAMPLER, LOG_PROBS, SCORES)  # not of a regression, which learns from stored ones
+_STAGES = {
+    SFT: "sft", TRUNK: "reward", REWARD: "reward", DRAWS: "calibrate", FORESIGHT: "foresight",
+}  # fmt: skip
 _BATCHES = {
     SFT: "sft.batch_size", TRUNK: "sft.batch_size", REWARD: "reward.batch_size",
     DRAWS: "calibrate.chunk", FORESIGHT: "foresight.batch_size",
@@ -25,15 +29,23 @@ _BATCHES = {
 
 
 def of(experiment: Experiment) -> list[str]:
-    """The phases of a run, in the order in which it comes to them.
+    """The phases of a run, in the order in which it comes to them; a regression skips FRESH.
 
     >>> of(Experiment("quick"))[:4]
     ['SFT step', 'reward step', 'reference sampler', 'foresight step']
     """
     trunk = [TRUNK] if experiment.reward_model else []  # so that the reward has one of its own
     ahead = [FORESIGHT] if experiment.foresight.steps else []
-    step = [PREFILL, SAMPLER, LOG_PROBS, SCORES, UPDATE]
-    return [SFT, *trunk, REWARD, DRAWS, *ahead, *step]
+    return [SFT, *trunk, REWARD, DRAWS, *ahead, *FRESH, UPDATE]
+
+
+def stage_of(name: str) -> str:
+    """The stage of a run that comes to a phase.
+
+    >>> stage_of(TRUNK)
+    'reward'
+    """
+    return _STAGES.get(name, "align")
 
 
 def batch_field(name: str) -> str:
@@ -69,7 +81,7 @@ def shapes(experiment: Experiment) -> dict[str, Shape]:
         FORESIGHT: Shape(e.foresight.batch_size, longest, e.foresight.responses, length),
     }
     each = Shape(e.align.batch_size, longest, e.align.responses, length)
-    return found | dict.fromkeys([PREFILL, SAMPLER, LOG_PROBS, SCORES, UPDATE], each)
+    return found | dict.fromkeys([*FRESH, UPDATE], each)
 
 
 def least(experiment: Experiment, sizes: MeshConfig, name: str) -> float:

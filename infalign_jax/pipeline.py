@@ -86,21 +86,20 @@ evaluate, report, got calibrat; did you mean calibrate?
 def _check_memory(experiment: Experiment, mesh: Mesh, until: int) -> None:
     """Before any work: what each stage holds at once fits, as far as can be known."""
     e, sizes = experiment, MeshConfig(**mesh.shape)
-    stored = e.align.solver == "regression"  # what it learns from, and does not draw
+    skipped = phases.FRESH if e.align.solver == "regression" else ()
     needed = [
-        (phases.batch_field(name), phases.least(e, sizes, name))
+        (phases.stage_of(name), phases.batch_field(name), phases.least(e, sizes, name))
         for name in phases.of(e)
-        if not (stored and name == phases.SAMPLER)
+        if name not in skipped
     ]
     for field in ("responses", "reference_responses"):
         count = getattr(e.evaluate, field)
         drawn = Shape(evaluate.at_once(e, mesh, count), e.prompt_length, count, e.sampling.length)
-        needed.append(
-            (f"evaluate.{field}", programs.memory_to_draw(e.model, e.sampling, drawn, sizes))
-        )
-    advice = "lower it, the prompts or responses at once, sampling.length or model.*"
-    for field, most in needed:
-        if STAGES.index(field.split(".")[0]) <= until:
+        taken = programs.memory_to_draw(e.model, e.sampling, drawn, sizes)
+        needed.append(("evaluate", f"evaluate.{field}", taken))
+    advice = "lower it, the prompts or responses at once, sampling.length or the model's sizes"
+    for stage, field, most in needed:
+        if STAGES.index(stage) <= until:
             measure.check_memory(field, most, mesh, advice)
 
 

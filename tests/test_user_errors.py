@@ -5,6 +5,7 @@ import re
 import resource
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ import processes
 import pytest
 import toy_run
 
-from infalign_jax import cli, phases
+from infalign_jax import cli, phases, pipeline
 from infalign_jax import config as configs
 from infalign_jax.runtime import measure
 from infalign_jax.runtime.files import exclusive
@@ -107,6 +108,18 @@ def test_foresight_needs_room_for_the_reference_too(
     assert infalign(tmp_path / "out", change, stage="foresight") == 2
     check_answer(capsys, r"foresight.batch_size: expected at most 0 GiB on a device, got at least")
     assert infalign(tmp_path / "out", change, stage="calibrate") == 0
+
+
+def test_a_reward_s_trunk_needs_room_where_it_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = replace(toy_run.experiment.model, width=64)
+    toy, devices = replace(toy_run.experiment, reward_model=wide), len(jax.devices())
+    most = devices * phases.least(toy, toy.mesh.over(devices), phases.TRUNK)
+    monkeypatch.setattr(measure, "memory_limit", lambda _: int(most) - 1)
+    with pytest.raises(ValueError, match=r"sft\.batch_size: expected at most 0 GiB on a device"):
+        pipeline.run(toy, tmp_path / "out", "reward")
+    pipeline.run(toy, tmp_path / "out", "sft")
 
 
 def test_an_unknown_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
