@@ -7,12 +7,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PATIENCE = 1800  # seconds: the slowest machine seen needed more than 600 for the longest of them
 
-# Their programs are small and run a few times: to compile them well takes longer than they do.
-QUICK = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+# For programs that are small and run a few times: to compile them well takes longer than they do.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 FOLDER = Path(__file__).parent
 Process = subprocess.Popen[str]
@@ -41,7 +42,7 @@ def start(*words: object, **environment: str) -> Process:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=os.environ | QUICK | environment,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
     )
 
 
@@ -58,15 +59,17 @@ def together(started: list[Process]) -> Iterator[list[Process]]:
         yield started
     finally:
         for process in started:
-            if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
 
 
 def ended(*started: Process, within: float = PATIENCE) -> list[str]:
     """What each said on standard error; in so many seconds all must have ended."""
-    with together([*started]):
-        return [process.communicate(timeout=within)[1] for process in started]
+    with together([*started]), ThreadPoolExecutor() as pool:
+        return [
+            said for _, said in pool.map(lambda each: each.communicate(timeout=within), started)
+        ]
 
 
 def well(*started: Process) -> list[str]:
@@ -81,10 +84,9 @@ def work(worker: str, *arguments: object, devices: int, processes: int = 1) -> N
     """Runs a script beside this one on so many simulated devices, shared among processes."""
     where = free_address()
     count = f"--xla_force_host_platform_device_count={devices // processes}"
-    environment = {
-        "XLA_FLAGS": f"{count} --xla_cpu_multi_thread_eigen=false",
-        "PYTHONPATH": os.pathsep.join([str(FOLDER), str(FOLDER.parent)]),
-    }
+    paths = os.pathsep.join([str(FOLDER), str(FOLDER.parent), os.environ.get("PYTHONPATH", "")])
+    flags = f"{count} --xla_cpu_multi_thread_eigen=false"
+    environment = QUICK | {"XLA_FLAGS": flags, "PYTHONPATH": paths}
     joined = [("-c", JOINED, where, i, processes) for i in range(processes)]
     starts = joined if processes > 1 else [()]
     well(*(start(*first, FOLDER / worker, *arguments, **environment) for first in starts))

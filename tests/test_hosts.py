@@ -93,7 +93,7 @@ def two(
     return [
         processes.command(
             *where, *arguments, "--process-id", i, JAX_NUM_CPU_DEVICES="1",
-            first=(own or {}).get(i, ""),
+            first=(own or {}).get(i, ""), **processes.QUICK,
         )
         for i in range(2)
     ]  # fmt: skip
@@ -107,7 +107,8 @@ def lines(out: Path) -> list[dict[str, Any]]:
 @pytest.mark.usefixtures("compiled")
 def test_two_hosts_run_what_one_does(tmp_path: Path) -> None:
     """From the data to the report, with the same draws; then both find everything there."""
-    processes.well(processes.command("--out", tmp_path / "one", JAX_NUM_CPU_DEVICES="2"))
+    alone = processes.command("--out", tmp_path / "one", JAX_NUM_CPU_DEVICES="2", **processes.QUICK)
+    processes.well(alone)
     for again in (False, True):
         first, second = processes.well(*two(tmp_path / "two"))
         assert ("reused from" in first) == again
