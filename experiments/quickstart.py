@@ -1,7 +1,7 @@
 """Align a small language model for best-of-4 and see how close to the frontier it gets.
 
 Command:   infalign run experiments/quickstart.py
-Cost:      9 to 10 minutes on two CPU cores, installation included
+Cost:      9 to 10 minutes on two CPU cores, installation included; 17 on slower ones
 Expected:  see README, "Reproduce"
 """
 

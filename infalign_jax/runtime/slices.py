@@ -3,9 +3,10 @@
 A slice's number counts chips of v5e and v6e, and cores, two a chip, of v4 and v5p. Several slices,
 or several machines with GPUs, are written `2xv5e-256`, `4xgpu-8`.
 
-Within a slice parameters are divided over `fsdp`, FEW_SHARDS ways or MOST_SHARDS, and `data` takes
-the rest; slices hold copies (`replica`). Where a model needs more shards than a preset has, or a
-layer is too large for them, it is better divided by hand (`--mesh fsdp=16,tensor=4`).
+Within a slice parameters are divided over `fsdp`, up to FEW_SHARDS ways, from MOST_SHARDS chips on
+so many, and `data` takes the rest; slices hold copies (`replica`). Where a model needs more shards
+than a preset has, or a layer is too large for them, it is better divided by hand
+(`--mesh fsdp=16,tensor=4`).
 """
 
 import re
@@ -15,7 +16,8 @@ from infalign_jax.runtime.mesh import MeshConfig
 
 MOST_SHARDS = 64  # more save little memory, and send the smaller pieces further
 # With all of 16 or 32 chips along `fsdp` XLA's products take the weights shard by shard, and add up
-# their results in memory as often: twice the time of an update's FLOPs on v5e-32.
+# their results in memory as often: twice the time of an update's FLOPs on v5e-32. Other kinds have
+# not been compiled with so many.
 FEW_SHARDS = 8
 BY_CHIPS = {
     1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16",
