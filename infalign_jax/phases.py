@@ -19,9 +19,6 @@ OF_SCORER = (TRUNK, REWARD, SCORES)
 LEARNS = (SFT, TRUNK, REWARD, FORESIGHT, UPDATE)
 DRAWN = (DRAWS, SAMPLER)
 FRESH = (PREFILL, SAMPLER, LOG_PROBS, SCORES)  # not of a regression, which learns from stored ones
-_STAGES = {
-    SFT: "sft", TRUNK: "reward", REWARD: "reward", DRAWS: "calibrate", FORESIGHT: "foresight",
-}  # fmt: skip
 _BATCHES = {
     SFT: "sft.batch_size", TRUNK: "sft.batch_size", REWARD: "reward.batch_size",
     DRAWS: "calibrate.chunk", FORESIGHT: "foresight.batch_size",
@@ -40,12 +37,12 @@ def of(experiment: Experiment) -> list[str]:
 
 
 def stage_of(name: str) -> str:
-    """The stage of a run that comes to a phase.
+    """The stage of a run that comes to a phase: that of its batch, but for a reward's own trunk.
 
-    >>> stage_of(TRUNK)
-    'reward'
+    >>> stage_of(TRUNK), stage_of(UPDATE)
+    ('reward', 'align')
     """
-    return _STAGES.get(name, "align")
+    return "reward" if name == TRUNK else batch_field(name).partition(".")[0]
 
 
 def batch_field(name: str) -> str:

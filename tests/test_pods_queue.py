@@ -1,14 +1,10 @@
 """How long a TPU is waited for, asked for again and given back, by a cloud that answers as told."""
 
-import importlib
-import sys
 from collections.abc import Sequence
 
 import pytest
-from sources import ROOT
+from launchers import tpu_vm
 
-sys.path.insert(0, str(ROOT / "experiments" / "pods"))
-tpu_vm = importlib.import_module("tpu_vm")
 THOSE = tpu_vm.Commands(("state",), ("create",), ("delete",), ("run",))
 
 

@@ -1,21 +1,18 @@
 """What happens on the hosts, with programs that stand in for gcloud, srun and infalign."""
 
-import importlib
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from launchers import launch
 from sources import ROOT
 
 PODS = ROOT / "experiments" / "pods"
-sys.path.insert(0, str(PODS))
-launch = importlib.import_module("launch")
 
 # A bucket is a folder; hidden files are left out as the pattern that is handed over says.
 # It cannot be copied from where FAILS, a pattern, says so.
